@@ -28,32 +28,32 @@ type NodeSpec struct {
 
 // ServiceSpec is a service block. Durations are nanoseconds in JSON.
 type ServiceSpec struct {
-	Name            string        `json:"name"`
-	Nodes           []string      `json:"nodes"` // order of preference
-	Run             string        `json:"run"`   // active, everywhere
-	Failover        string        `json:"failover"`
-	Failback        string        `json:"failback"`
-	SiteFailover    string        `json:"site_failover"`
-	FailbackAfter   time.Duration `json:"failback_after"`
-	MaxLoss         time.Duration `json:"max_loss"`
-	Approvers       []string      `json:"approvers,omitempty"`
-	Requires        []string      `json:"requires,omitempty"`
-	Apart           []string      `json:"apart,omitempty"`
-	SameFiles       []string      `json:"same_files,omitempty"`
-	Priority        int           `json:"priority"`
-	Load            int           `json:"load"`
-	Healthy         string        `json:"healthy"` // all, any, N
-	ColdStartWait   time.Duration `json:"cold_start_wait"`
-	AloneAck        string        `json:"alone_ack"`
-	WitnessLost     string        `json:"witness_lost"` // protect, hold
-	Fence           string        `json:"fence"`
-	VIPs            []VIPSpec     `json:"vips,omitempty"`
-	Volumes         []VolumeSpec  `json:"volumes,omitempty"`
-	Processes       []ProcessSpec `json:"processes,omitempty"`
-	Checks          []CheckSpec   `json:"checks,omitempty"`
-	OnFailure       OnFailure     `json:"on_failure"`
-	Hooks           []HookSpec    `json:"hooks,omitempty"`
-	Alerts          []AlertSpec   `json:"alerts,omitempty"`
+	Name          string        `json:"name"`
+	Nodes         []string      `json:"nodes"` // order of preference
+	Run           string        `json:"run"`   // active, everywhere
+	Failover      string        `json:"failover"`
+	Failback      string        `json:"failback"`
+	SiteFailover  string        `json:"site_failover"`
+	FailbackAfter time.Duration `json:"failback_after"`
+	MaxLoss       time.Duration `json:"max_loss"`
+	Approvers     []string      `json:"approvers,omitempty"`
+	Requires      []string      `json:"requires,omitempty"`
+	Apart         []string      `json:"apart,omitempty"`
+	SameFiles     []string      `json:"same_files,omitempty"`
+	Priority      int           `json:"priority"`
+	Load          int           `json:"load"`
+	Healthy       string        `json:"healthy"` // all, any, N
+	ColdStartWait time.Duration `json:"cold_start_wait"`
+	AloneAck      string        `json:"alone_ack"`
+	WitnessLost   string        `json:"witness_lost"` // protect, hold
+	Fence         string        `json:"fence"`
+	VIPs          []VIPSpec     `json:"vips,omitempty"`
+	Volumes       []VolumeSpec  `json:"volumes,omitempty"`
+	Processes     []ProcessSpec `json:"processes,omitempty"`
+	Checks        []CheckSpec   `json:"checks,omitempty"`
+	OnFailure     OnFailure     `json:"on_failure"`
+	Hooks         []HookSpec    `json:"hooks,omitempty"`
+	Alerts        []AlertSpec   `json:"alerts,omitempty"`
 }
 
 // HasData says that the service has a volume or a synchronous region, so that only an in-sync member may be granted it.
