@@ -17,7 +17,7 @@ type Grant struct {
 // ForceGrant is a Grant that an operator orders to a member that may lack acknowledged operations.
 type ForceGrant struct {
 	Grant
-	Off bool // power fencing has confirmed, or the operator has typed, that the old active is off
+	Off bool `pb:"6"` // power fencing has confirmed, or the operator has typed, that the old active is off
 }
 
 // Bump gives the holder its next epoch without an interruption, after a promise that led to no takeover.
