@@ -36,7 +36,8 @@ type Holder struct {
 	Phase Phase
 	Epoch cluster.Epoch
 	TTL   time.Duration
-	Acks  []Ack // of this tenure: a Bump carries them over, a Grant does not
+	Since cluster.Instant // of the Grant
+	Acks  []Ack           // of this tenure: a Bump carries them over, a Grant does not
 	// Sticky: the log says that the holder stays without the witness; its own daemon refreshes the deadline.
 	Sticky   bool
 	StickyAt cluster.Instant // the last refresh
@@ -52,11 +53,11 @@ func (h *Holder) Clone() Holder {
 }
 
 // Grant begins a tenure: the log, or the leader that committed it, says that this incarnation holds epoch e. Older news is ignored.
-func (h *Holder) Grant(e cluster.Epoch, ttl time.Duration, sets []lock.VoterSet) bool {
+func (h *Holder) Grant(now cluster.Instant, e cluster.Epoch, ttl time.Duration, sets []lock.VoterSet) bool {
 	if e <= h.Epoch {
 		return false
 	}
-	*h = Holder{Self: h.Self, Phase: Granted, Epoch: e, TTL: ttl, Sets: sets}
+	*h = Holder{Self: h.Self, Phase: Granted, Epoch: e, TTL: ttl, Sets: sets, Since: now}
 	return true
 }
 
@@ -119,10 +120,18 @@ func (h *Holder) record(voter cluster.MemberNo, until cluster.Instant) {
 	h.Acks = append(h.Acks, Ack{voter, until})
 }
 
+// firstAck is how many TTLs a holder waits for the first acknowledgement before it gives an epoch up again: somebody else may reach
+// the voters.
+const firstAck = 4
+
 // Tick lets time pass: a deadline that has gone by ends the tenure. It answers whether the tenure ended just now, or began (only where the
 // holder needs nobody's acknowledgement).
 func (h *Holder) Tick(now cluster.Instant) (ended, began bool) {
 	if h.Phase == Serving && now >= h.Deadline(now) {
+		h.Phase = Fenced
+		return true, false
+	}
+	if h.Phase == Granted && now.Sub(h.Since) > firstAck*h.TTL && !h.begin(now) {
 		h.Phase = Fenced
 		return true, false
 	}
