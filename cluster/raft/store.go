@@ -75,7 +75,11 @@ const (
 )
 
 func newStore(path string, deadline time.Duration, slow func() time.Duration, b *ballast, onFull func(error)) (*store, error) {
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions(false)})
+	var bolt *raftboltdb.BoltStore
+	err := guarded(func() (err error) {
+		bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions(false)})
+		return err
+	})
 	if err != nil {
 		return nil, explainOpen(path, err)
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -44,20 +43,18 @@ func explainOpen(path string, err error) error {
 	return fmt.Errorf("open %s: %w", path, err)
 }
 
-// checkFile reads the whole of a raft.db that exists, read-only, and returns the first thing that is wrong with it.
-// bbolt itself would crash the process on most of these: it trusts page numbers and lengths in the file.
+// checkFile reads the whole of a raft.db that exists, read-only, and returns the first thing that is wrong with it: first
+// the pages, without bbolt, which trusts the numbers in them and would crash the process; then the records.
 func checkFile(path string) error {
 	if st, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
 		return nil
 	}
 	db, err := bbolt.Open(path, 0o600, boltOptions(true)) // maps the file, touches only the head pages
 	if err != nil {
-		if locked := explainOpen(path, err); locked != nil {
-			return locked
-		}
+		return explainOpen(path, err)
 	}
 	defer db.Close()
-	if err := checkSize(path); err != nil {
+	if err := checkPages(path); err != nil {
 		return err
 	}
 	found := make(chan error)
@@ -70,51 +67,13 @@ func checkFile(path string) error {
 
 // guarded turns panics of bbolt, and faults on what it took for a page, into errors.
 func guarded(fn func() error) (err error) {
-	debug.SetPanicOnFault(true) // of this goroutine only
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // of this goroutine only
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%v", p)
 		}
 	}()
 	return fn()
-}
-
-// checkSize compares the file's length with the high-water mark in its newest valid head page: a file that was cut
-// short would otherwise fault in the middle of a read. Layout: go.etcd.io/bbolt internal/common, page.go and meta.go.
-func checkSize(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	const header, length = 16, 64
-	var newest, pages, pageSize uint64
-	for at, n := int64(0), 0; n < 2; n++ {
-		var m [header + length]byte
-		if _, err := f.ReadAt(m[:], at); err != nil {
-			break
-		}
-		b := m[header:]
-		h := fnv.New64a()
-		h.Write(b[:56])
-		size := uint64(binary.NativeEndian.Uint32(b[8:]))
-		if h.Sum64() == binary.NativeEndian.Uint64(b[56:]) {
-			if txid := binary.NativeEndian.Uint64(b[48:]); pages == 0 || txid > newest {
-				newest, pages, pageSize = txid, binary.NativeEndian.Uint64(b[40:]), size
-			}
-		}
-		if at = int64(size); n == 0 && pages == 0 {
-			at = int64(os.Getpagesize())
-		}
-	}
-	if pages > 1<<30 || uint64(st.Size()) < pages*pageSize {
-		return &DamagedError{File: path, What: fmt.Sprintf("it was cut short: %d bytes, its head page speaks of %d", st.Size(), pages*pageSize)}
-	}
-	return nil
 }
 
 // walk reads every record and checks order, contiguity and checksums.
