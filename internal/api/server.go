@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -133,13 +132,17 @@ func (s *Server) permit(path string) error {
 
 // serve answers on ln until ctx ends, and then waits for the requests that run: their contexts have ended too.
 func (s *Server) serve(ctx context.Context, ln net.Listener, identify func(net.Conn) peer) error {
-	var running sync.WaitGroup
+	var running sync.WaitGroup // the goroutines of the connections; only hs.Serve adds to it
 	hs := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			running.Add(1)
-			defer running.Done()
-			s.mux.ServeHTTP(w, r)
-		}),
+		Handler: s.mux,
+		ConnState: func(_ net.Conn, st http.ConnState) {
+			switch st {
+			case http.StateNew:
+				running.Add(1)
+			case http.StateClosed:
+				running.Done()
+			}
+		},
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
@@ -228,5 +231,3 @@ func unwrap(c net.Conn) net.Conn {
 	}
 	return c
 }
-
-var _ io.Closer = (*counted)(nil)
