@@ -115,7 +115,9 @@ func (f *Fake) Explain(ctx context.Context, target string) (*api.Explanation, er
 	if d := f.decisions[target]; d != nil {
 		return &api.Explanation{Target: target, Kind: "decision", Sentence: d.Sentence, Decision: d}, nil
 	}
-	if s := f.state.Service(target); s != nil {
+	if p := f.state.Service(target); p != nil {
+		c := *p
+		s := &c
 		x := &api.Explanation{Target: target, Kind: "service", Sentence: "nothing has happened: db runs on " + s.Active, Service: s}
 		if s.LastMove != nil {
 			x.Decision = f.decisions[s.LastMove.Decision]
@@ -124,8 +126,8 @@ func (f *Fake) Explain(ctx context.Context, target string) (*api.Explanation, er
 		return x, nil
 	}
 	for i := range f.state.Alarms {
-		if a := &f.state.Alarms[i]; a.Code == target {
-			return &api.Explanation{Target: target, Kind: "alarm", Sentence: a.Text, Alarm: a, Next: []string{a.Remedy}}, nil
+		if a := f.state.Alarms[i]; a.Code == target {
+			return &api.Explanation{Target: target, Kind: "alarm", Sentence: a.Text, Alarm: &a, Next: []string{a.Remedy}}, nil
 		}
 	}
 	if target == "" {
@@ -182,10 +184,11 @@ func (f *Fake) Wait(ctx context.Context, r api.WaitRequest, p api.Progress) (*ap
 		if err := f.ask(ctx); err != nil {
 			return nil, err
 		}
-		s, more := f.state.Service(r.Service), f.more
+		more := f.more
 		f.mu.Unlock()
-		if s == nil {
-			return nil, noService(r.Service)
+		s, err := f.service(r.Service)
+		if err != nil {
+			return nil, err
 		}
 		ok := false
 		switch r.For {
