@@ -48,3 +48,7 @@ func hog(n int, d time.Duration) {
 	}
 	wg.Wait()
 }
+
+func hogCmd(self []string, h *world.Host) world.Cmd {
+	return world.Cmd{Argv: append(append([]string(nil), self...), hogCommand), Log: h.Log("hog")}
+}

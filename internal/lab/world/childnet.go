@@ -173,3 +173,12 @@ func retry(f func() error, busy ...error) error {
 		}
 	}
 }
+
+// Here does to the network of the calling process what the methods of the same names do to a Host's from outside.
+type Here struct{}
+
+func (Here) AddAddr(dev, prefix string) error { return addrAdd(addrReq{dev, prefix}) }
+
+func (Here) DelAddr(dev, prefix string) error { return addrDel(addrReq{dev, prefix}) }
+
+func (Here) Announce(dev, prefix string) error { return announce(addrReq{dev, prefix}) }
