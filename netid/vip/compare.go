@@ -158,6 +158,7 @@ func (k *Keeper) apply(c change, snap *snapshot) error {
 		return fmt.Errorf("VIP %v on %s: %w", c.prefix, e.Interface, e.Err)
 	}
 	if c.op == add || c.op == reseat {
+		k.awaitLocal(s)
 		k.announceAgain(s.Service)
 	}
 	if e.Kind != "" {

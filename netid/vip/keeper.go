@@ -136,9 +136,12 @@ func (k *Keeper) Claim(svc cluster.ServiceNo) (map[netip.Prefix]string, error) {
 		}
 		on[slots[i].Prefix] = slots[i].at.name
 	}
-	for _, s := range slots {
-		if _, ok := on[s.Prefix]; ok {
-			k.announce(s, false)
+	for _, v6 := range []bool{false, true} { // IPv4 does not wait for IPv6
+		for _, s := range slots {
+			if _, ok := on[s.Prefix]; ok && s.Prefix.Addr().Is6() == v6 {
+				k.awaitLocal(s)
+				k.announce(s, false)
+			}
 		}
 	}
 	k.wake()
@@ -268,6 +271,25 @@ func (k *Keeper) addAll(slots []*slot) []error {
 		}
 	}
 	return errs
+}
+
+// localWait bounds how long an announcement waits for the kernel.
+const localWait = 100 * time.Millisecond
+
+// awaitLocal waits until the kernel takes packets to an IPv6 address that was added. Even without duplicate address
+// detection a kernel worker makes the address's route and joins its multicast group some time after the request was
+// acknowledged (addrconf_dad_work; 0.1 to 0.5 ms when idle). An announcement before that makes clients send what the
+// host then drops, and TCP tries again only after a second. IPv4 needs no wait.
+func (k *Keeper) awaitLocal(s *slot) {
+	if s.local == nil {
+		return
+	}
+	for began := time.Now(); time.Since(began) < localWait; time.Sleep(30 * time.Microsecond) {
+		if typ, err := k.route.routeType(s.local); err == nil && typ == unix.RTN_LOCAL {
+			return
+		}
+	}
+	k.log.Warn("the kernel is slow to take up a VIP; announcing it all the same", "vip", s.Prefix, "interface", s.at.name)
 }
 
 // lowerMacvlans sets the interfaces of the slots' virtual MACs down, unless a claimed service has a VIP there.

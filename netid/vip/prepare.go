@@ -19,6 +19,7 @@ type slot struct {
 	at              place
 	err             error // it has no place on this node now
 	add, del, raise []byte
+	local           []byte // asks whether the kernel takes packets to it; nil for IPv4
 	frames          [][]byte
 	probe           []byte
 	wire            *wire // nil on an interface that is not Ethernet
@@ -158,6 +159,9 @@ func (k *Keeper) build(a Address, at place) (*slot, error) {
 		add:   addMessage(at.index, a.Prefix, addOptions{noPrefixRoute: at.noPrefixRoute, lifetime: life}),
 		del:   deleteRequest(at.index, a.Prefix),
 		raise: linkMessage(at.index, true),
+	}
+	if a.Prefix.Addr().Is6() {
+		s.local = routeMessage(a.Prefix.Addr())
 	}
 	err := k.ns.in(func() error {
 		err := setSysctls(at.name, carrierSysctls[:])

@@ -109,6 +109,14 @@ func linkMessage(ifindex int, up bool) []byte {
 	return finish(b)
 }
 
+// routeMessage asks for the route to an IPv6 address.
+func routeMessage(ip netip.Addr) []byte {
+	b := header(unix.RTM_GETROUTE, 0)
+	b = append(b, unix.AF_INET6, 128)
+	b = append(b, make([]byte, unix.SizeofRtMsg-2)...)
+	return finish(attr(b, unix.RTA_DST, ip.AsSlice()))
+}
+
 // dumpMessage asks for all interfaces (RTM_GETLINK) or all addresses (RTM_GETADDR).
 func dumpMessage(typ uint16) []byte {
 	b := header(typ, unix.NLM_F_DUMP)

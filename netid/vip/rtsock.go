@@ -196,6 +196,30 @@ func ackError(flags uint16, body []byte) error {
 	return err
 }
 
+// routeType is the type of the route that a routeMessage asks for: unix.RTN_LOCAL once the kernel takes packets to it.
+func (s *routeSocket) routeType(req []byte) (typ uint8, err error) {
+	s.seq++
+	binary.NativeEndian.PutUint32(req[8:], s.seq)
+	if err := s.send(req); err != nil {
+		return 0, err
+	}
+	for done := false; !done; {
+		rerr := s.receive(func(t, flags uint16, seq uint32, body []byte) {
+			switch {
+			case seq != s.seq:
+			case t == unix.NLMSG_ERROR:
+				done, err = true, ackError(flags, body)
+			case t == unix.RTM_NEWROUTE && len(body) >= unix.SizeofRtMsg:
+				done, typ = true, body[7]
+			}
+		})
+		if rerr != nil {
+			return 0, rerr
+		}
+	}
+	return typ, err
+}
+
 // list reads all interfaces and addresses of the namespace.
 func (s *routeSocket) list() (snapshot, error) {
 	var snap snapshot
