@@ -53,11 +53,12 @@ const (
 	Memory Channel = "memory" // replication of regions
 	API    Channel = "api"
 	Gossip Channel = "gossip"
+	Relay  Channel = "relay" // commands on their way to the leader
 	Join   Channel = "join"  // server-authenticated only; see Mesh.ServeJoin
 	Lease  Channel = "lease" // keys the datagrams; used by this package alone
 )
 
-var memberProtos = []string{string(Raft), string(Stream), string(Memory), string(API), string(Gossip), string(Lease)}
+var memberProtos = []string{string(Raft), string(Stream), string(Memory), string(API), string(Gossip), string(Relay), string(Lease)}
 
 // Peer is a member as the cluster knows it.
 type Peer struct {

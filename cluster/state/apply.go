@@ -240,25 +240,34 @@ func (s *State) tokenCreate(t *Token) Outcome {
 	return Outcome{}
 }
 
-// VotersChanged takes note of the servers that vote, from the Raft log, in its order.
-func (s *State) VotersChanged(ids []cluster.NodeID) {
-	s.voters = ids
+// VotersChanged takes note of the servers that vote, from the Raft log, in its order. A set counts from when all its members
+// are known.
+func (s *State) VotersChanged(serverIDs []string) {
+	s.Voters = append([]string(nil), serverIDs...)
 	s.refreshVoters()
 }
 
 func (s *State) refreshVoters() {
-	if s.voters == nil {
-		return
-	}
 	var set cluster.MemberSet
-	for _, id := range s.voters {
-		if m := s.MemberByID(id); m != nil {
-			set = set.With(m.No)
+	for _, id := range s.Voters {
+		m := s.memberByServerID(id)
+		if m == nil {
+			return
 		}
+		set = set.With(m.No)
 	}
 	if set != 0 {
 		s.Group.SetVoters(set)
 	}
+}
+
+func (s *State) memberByServerID(id string) *Member {
+	for i := range s.Members {
+		if s.Members[i].ServerID() == id {
+			return &s.Members[i]
+		}
+	}
+	return nil
 }
 
 func (s *State) settle(c *Settle) Outcome {

@@ -30,28 +30,28 @@ const (
 
 // State is what the group has agreed on.
 type State struct {
-	ClusterID    string           `pb:"1"` // 32 hexadecimal digits
-	Name         string           `pb:"2"`
-	ForkCount    uint64           `pb:"3"`
-	FeatureLevel uint64           `pb:"4"`
-	Group        lock.Group       `pb:"5"`
-	Members      []Member         `pb:"6"` // in order of MemberNo; removed ones stay, marked
-	Services     []Service        `pb:"7"` // in order of ServiceNo
-	LastService  uint64           `pb:"8"`
-	Spec         SpecVersion      `pb:"9"`
-	Specs        []SpecVersion    `pb:"10"` // older ones, oldest first
-	Pinned       string           `pb:"11"` // the profile in force while the spec says auto
-	Decisions    []Decision       `pb:"12"`
-	LastDecision uint64           `pb:"13"`
-	Events       []Event          `pb:"14"`
-	LastEvent    uint64           `pb:"15"`
-	Tokens       []Token          `pb:"16"`
-	GossipKeys   []GossipKey      `pb:"17"` // the first one encrypts, all decrypt
-	LogTime      int64            `pb:"18"` // the newest wall-clock time (ms) that a command carried
-	Acks         []AlarmAck       `pb:"19"`
-	Unknown      []byte           `pb:"unknown"`
-	compiled     *cluster.Spec    // decoded Spec.Compiled
-	voters       []cluster.NodeID // as last told by Raft, for members added later
+	ClusterID    string        `pb:"1"` // 32 hexadecimal digits
+	Name         string        `pb:"2"`
+	ForkCount    uint64        `pb:"3"`
+	FeatureLevel uint64        `pb:"4"`
+	Group        lock.Group    `pb:"5"`
+	Members      []Member      `pb:"6"` // in order of MemberNo; removed ones stay, marked
+	Services     []Service     `pb:"7"` // in order of ServiceNo
+	LastService  uint64        `pb:"8"`
+	Spec         SpecVersion   `pb:"9"`
+	Specs        []SpecVersion `pb:"10"` // older ones, oldest first
+	Pinned       string        `pb:"11"` // the profile in force while the spec says auto
+	Decisions    []Decision    `pb:"12"`
+	LastDecision uint64        `pb:"13"`
+	Events       []Event       `pb:"14"`
+	LastEvent    uint64        `pb:"15"`
+	Tokens       []Token       `pb:"16"`
+	GossipKeys   []GossipKey   `pb:"17"` // the first one encrypts, all decrypt
+	LogTime      int64         `pb:"18"` // the newest wall-clock time (ms) that a command carried
+	Acks         []AlarmAck    `pb:"19"`
+	Unknown      []byte        `pb:"unknown"`
+	Voters       []string      `pb:"20"` // server ids, as the Raft configuration last named them
+	compiled     *cluster.Spec // decoded Spec.Compiled
 }
 
 // Member is one that joined.
@@ -286,7 +286,6 @@ func (s *State) Clone() *State {
 	if err != nil {
 		panic(err) // what was encoded here is decoded here
 	}
-	c.voters = append([]cluster.NodeID(nil), s.voters...)
 	return c
 }
 

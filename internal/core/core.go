@@ -213,9 +213,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 }
 
 // Voters passes on the voters of the Raft configuration, in the order of the log.
-func (c *Core) Voters(now cluster.Instant, ids []cluster.NodeID) []Action {
+func (c *Core) Voters(now cluster.Instant, serverIDs []string) []Action {
 	c.now = now
-	c.st.VotersChanged(ids)
+	c.st.VotersChanged(serverIDs)
 	for _, v := range c.svcs {
 		v.holder.SetVoters(c.st.Group.Sets)
 	}
@@ -249,7 +249,12 @@ func (c *Core) applied(cmd *state.Command) {
 		}
 	case cmd.Desired != nil:
 		c.desired(cmd.Desired)
-	case cmd.SpecApply != nil, cmd.MemberAdd != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:
+	case cmd.MemberAdd != nil:
+		for _, v := range c.svcs {
+			v.holder.SetVoters(c.st.Group.Sets)
+		}
+		c.do(SpecChanged{})
+	case cmd.SpecApply != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:
 		c.do(SpecChanged{})
 	}
 	for _, v := range c.svcs {

@@ -350,3 +350,6 @@ func (c *Core) standAside(view *plan.View) {
 		}
 	}
 }
+
+// Alive says whether this member has heard another one of late.
+func (c *Core) Alive(n cluster.MemberNo) bool { return c.own(n) < c.st.Timing().Kick }

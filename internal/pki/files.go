@@ -111,17 +111,25 @@ func readKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, _ := pem.Decode(data)
-	if b == nil || b.Type != pemKey {
-		return nil, fmt.Errorf("%s holds no private key", path)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(b.Bytes)
+	key, err := parseKey(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	return key, nil
+}
+
+func parseKey(data []byte) (crypto.Signer, error) {
+	b, _ := pem.Decode(data)
+	if b == nil || b.Type != pemKey {
+		return nil, errors.New("it holds no private key")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(b.Bytes)
+	if err != nil {
+		return nil, err
+	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%s: its key cannot sign", path)
+		return nil, errors.New("its key cannot sign")
 	}
 	return signer, nil
 }
@@ -265,4 +273,21 @@ func NewIdentity(cert *x509.Certificate, key crypto.Signer, cas []*x509.Certific
 // authority only by its fingerprint.
 func (i *Identity) TLS() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{i.Cert.Raw, i.CAs[0].Raw}, PrivateKey: i.Key, Leaf: i.Cert}
+}
+
+// KeyPEM is the authority's private key as Save writes it, for another node that shall be able to sign. It is the cluster's greatest
+// secret: whoever has it can make members.
+func (a *Authority) KeyPEM() ([]byte, error) { return encodeKey(a.key) }
+
+// ParseAuthority puts together what KeyPEM and the authority's certificate say.
+func ParseAuthority(clusterID string, keyPEM []byte, cert *x509.Certificate) (*Authority, error) {
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the authority's key: %w", err)
+	}
+	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !pub.Equal(cert.PublicKey) {
+		return nil, errors.New("the authority's key and certificate do not belong to each other")
+	}
+	return &Authority{ClusterID: clusterID, Cert: cert, key: key}, nil
 }
