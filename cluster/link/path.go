@@ -1,0 +1,140 @@
+package link
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+)
+
+// Damping of a path that came back: protocol, section 9 (g).
+const (
+	dampFirst = 10 * time.Second
+	dampMost  = 5 * time.Minute
+)
+
+// path is one way from this host to a member.
+type path struct {
+	own, peers    uint8 // indexes of the two addresses
+	local, remote netip.AddrPort
+	sender        *sender // under the member's sendMu
+
+	heard     atomic.Int64 // Instant of the last authentic arrival
+	theirSent atomic.Int64 // what that frame's header said of its sending
+	confirmed atomic.Int64 // Instant at which the newest of our frames was sent that the other side says to have heard
+	rtt       atomic.Int64 // ns
+	sentN     atomic.Uint64
+	receivedN atomic.Uint64
+	errorsN   atomic.Uint64
+
+	mu      sync.Mutex
+	up      bool
+	since   cluster.Instant // of up
+	changed cluster.Instant // last change to down, or the first time it was judged
+	flaps   int
+}
+
+// arrived takes the header of an authentic frame.
+func (q *path) arrived(h *header, at cluster.Instant) {
+	q.receivedN.Add(1)
+	q.heard.Store(int64(at))
+	q.theirSent.Store(int64(h.sent))
+	if h.echo == 0 || h.echo > at || int64(h.echo) < q.confirmed.Load() {
+		return
+	}
+	q.confirmed.Store(int64(h.echo))
+	if rtt := at.Sub(h.echo) - h.age; rtt > 0 {
+		old := time.Duration(q.rtt.Load())
+		if old != 0 {
+			rtt = old + (rtt-old)/8 // RFC 6298 section 2
+		}
+		q.rtt.Store(int64(rtt))
+	}
+}
+
+// judge sets the path's state and says whether it changed.
+func (q *path) judge(now cluster.Instant, downAfter time.Duration) (up bool, since cluster.Instant, changed bool) {
+	heard, confirmed := cluster.Instant(q.heard.Load()), cluster.Instant(q.confirmed.Load())
+	works := heard != 0 && confirmed != 0 && now.Sub(heard) < downAfter && now.Sub(confirmed) < downAfter
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.changed == 0 {
+		q.changed = now
+	}
+	if works == q.up {
+		if q.up && now.Sub(q.since) > dampMost {
+			q.flaps = 0
+		}
+		return q.up, q.since, false
+	}
+	q.up = works
+	if works {
+		q.since = now
+	} else {
+		q.changed = now
+		q.flaps++
+	}
+	return works, q.since, true
+}
+
+// state says whether the path is up, and whether it is so for too short a time to be preferred.
+func (q *path) state(now cluster.Instant) (up, damped bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.up, q.up && q.flaps > 0 && now.Sub(q.since) < min(dampFirst<<min(q.flaps-1, 8), dampMost)
+}
+
+// strands says whether a connection made at born on this path, which may be down, should be given up, given that another
+// path works since liveSince: at once if it lived to see the path go down, else when the path had time enough to come up.
+func (q *path) strands(born, liveSince, now cluster.Instant, grace time.Duration) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.up {
+		return false
+	}
+	if q.flaps > 0 && born < q.changed {
+		return true
+	}
+	return now.Sub(max(born, liveSince, q.changed)) > grace
+}
+
+// judge finds out which paths work, and closes the connections on dead ones if there is a live one to redial on.
+func (p *member) judge(now cluster.Instant) {
+	after := p.m.downAfter()
+	var liveSince cluster.Instant
+	for i, q := range *p.paths.Load() {
+		up, since, changed := q.judge(now, after)
+		if up && (liveSince == 0 || since < liveSince) {
+			liveSince = since
+		}
+		switch {
+		case changed && up:
+			p.m.log.Info("link is up", "peer", p.name, "link", i, "local", q.local, "remote", q.remote, "rtt", time.Duration(q.rtt.Load()))
+		case changed:
+			p.m.e.count.linkDowns.Add(1)
+			p.m.log.Warn("link is down", "peer", p.name, "link", i, "local", q.local, "remote", q.remote,
+				"heard_ago", now.Sub(cluster.Instant(q.heard.Load())), "heard_there_ago", now.Sub(cluster.Instant(q.confirmed.Load())))
+		}
+	}
+	if liveSince == 0 {
+		return
+	}
+	for _, c := range p.stranded(liveSince, now, after) {
+		p.m.log.Info("closing a connection whose link is down", "peer", p.name, "channel", c.channel, "remote", c.path.remote)
+		c.abort()
+	}
+}
+
+func (p *member) stranded(liveSince, now cluster.Instant, grace time.Duration) []*Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*Conn
+	for c := range p.conns {
+		if c.path != nil && c.path.strands(c.born, liveSince, now, grace) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
