@@ -119,9 +119,14 @@ func (s *Service) serve(c net.Conn) {
 	}
 }
 
-// Main is the service as a process of its own. epoch may be nil. It returns the exit status.
-func Main(args []string, stderr io.Writer, epoch func() uint64) int {
+// Main is the service as a process of its own. It returns the exit status.
+func Main(args []string, stderr io.Writer) int {
 	host, _ := os.Hostname() // empty is shown as it is
+	epoch, err := PageEpoch(os.Getenv(PageVariable))
+	if err != nil {
+		fmt.Fprintln(stderr, "demo service:", err)
+		return 1
+	}
 	s := &Service{Epoch: epoch}
 	fs := flag.NewFlagSet(Command, flag.ContinueOnError)
 	fs.SetOutput(stderr)

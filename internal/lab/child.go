@@ -16,8 +16,8 @@ const hogCommand = "hog"
 
 // Child runs args as one of the processes that the lab starts of its own program (first processes of hosts, probes,
 // the service, load) and returns its exit status; ok is false when args are none of these. The program that embeds the
-// lab calls it with the words after Config.Self's before it does anything else. epoch is for the service and may be nil.
-func Child(args []string, stderr io.Writer, epoch func() uint64) (status int, ok bool) {
+// lab calls it with the words after Config.Self's before it does anything else.
+func Child(args []string, stderr io.Writer) (status int, ok bool) {
 	if len(args) == 0 {
 		return 0, false
 	}
@@ -27,7 +27,7 @@ func Child(args []string, stderr io.Writer, epoch func() uint64) (status int, ok
 	case probe.Command:
 		return probe.Main(args[1:], stderr), true
 	case demoapp.Command:
-		return demoapp.Main(args[1:], stderr, epoch), true
+		return demoapp.Main(args[1:], stderr), true
 	case hogCommand:
 		hog(8, time.Minute)
 		return 0, true

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 		os.Exit(fakeHanode(os.Args[1:]))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "demo" {
-		if status, ok := Child(os.Args[2:], os.Stderr, nil); ok {
+		if status, ok := Child(os.Args[2:], os.Stderr); ok {
 			os.Exit(status)
 		}
 	}

@@ -21,9 +21,9 @@ const usage = `Shows and measures on this machine what hanode promises, in hosts
 `
 
 // Main is the command `demo`: args are the words behind it. Progress goes to stderr with --json, else to stdout; the
-// result to stdout. It returns the exit status: 0 pass, 1 fail, 2 wrong usage. epoch is for Child.
-func Main(ctx context.Context, args []string, stdout, stderr io.Writer, epoch func() uint64) int {
-	if status, ok := Child(args, stderr, epoch); ok {
+// result to stdout. It returns the exit status: 0 pass, 1 fail, 2 wrong usage.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if status, ok := Child(args, stderr); ok {
 		return status
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)

@@ -92,6 +92,10 @@ func (p peer) bench(ctx context.Context, cfg Config, faults []Fault, out io.Writ
 	if fi, err := os.Stat(raw); err == nil {
 		old = fi.Size()
 	}
+	state := filepath.Join(lab, "state") // the scripts mount a file system in memory there and leave it
+	if !isMount(state) {
+		defer func() { _ = syscall.Unmount(state, syscall.MNT_DETACH) }()
+	}
 	cmd := exec.CommandContext(ctx, "bash", args...)
 	cmd.Env = append(os.Environ(), "LAB_DIR="+lab, fmt.Sprintf("PFX=hb%d", os.Getpid()%1000))
 	cmd.Stdout, cmd.Stderr = out, out
@@ -110,6 +114,11 @@ func (p peer) bench(ctx context.Context, cfg Config, faults []Fault, out io.Writ
 		return nil, err
 	}
 	return p.rows(f, faults)
+}
+
+func isMount(dir string) bool {
+	var in, parent syscall.Stat_t
+	return syscall.Stat(dir, &in) == nil && syscall.Stat(filepath.Dir(dir), &parent) == nil && in.Dev != parent.Dev
 }
 
 // rows reads what the script has written: one line per run, "peer mode fault run=N key=value ...", and for faults that
