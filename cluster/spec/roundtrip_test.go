@@ -170,7 +170,9 @@ func (g *drawing) word(k *Key) string {
 		return fmt.Sprintf("/srv/d%d/%s", g.serial, rapid.StringMatching(`[a-z]{1,5}`).Draw(g.t, "dir"))
 	case "dir", "same_files":
 		return "/" + rapid.StringMatching(`[a-zA-Z ${"%]{1,9}`).Draw(g.t, "path")
-	case "site", "sites", "nodes", "heartbeat", "interface", "group", "user", "approvers":
+	case "nodes":
+		return rapid.StringMatching(`[a-z]{1,5}`).Draw(g.t, k.Name) // labels end with a digit: never a witness's name
+	case "site", "sites", "heartbeat", "interface", "group", "user", "approvers":
 		return rapid.StringMatching(`[a-z][a-z0-9-]{0,7}`).Draw(g.t, k.Name)
 	case "requires", "apart":
 		return "none" // settled later
