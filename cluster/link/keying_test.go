@@ -97,7 +97,7 @@ func TestANewRunReplacesAnOldOneThatFellSilent(t *testing.T) {
 	a.SetPeers([]link.Peer{p})
 	b2.SetPeers([]link.Peer{a.Self()})
 	took := within(t, 5*time.Second, "the new run is heard", func() bool { return b2.Send(a.person.id, 1, nil) == nil && len(a.got) > 0 })
-	t.Logf("new run after silent death: %v (silence wanted: 100 ms)", took)
+	t.Logf("new run after silent death: %v (silence wanted: 1 s)", took)
 	old := a.e.Counters().DatagramsNoKey
 	rs[0][0].cut(false) // the old run was only cut off, and comes back
 	within(t, 5*time.Second, "the old run's frames are refused", func() bool {
@@ -190,14 +190,14 @@ func TestReplayedAndForgedDatagramsAreCountedAndDropped(t *testing.T) {
 
 func TestKeysAreReplacedWithoutAGap(t *testing.T) {
 	w := newWorld(t)
-	w.limits.KeyLife = 3 * time.Second
+	w.limits.KeyLife = 1500 * time.Millisecond
 	a := w.start(w.person("a", cluster.RoleNode), oneLink)
 	b := w.start(w.person("b", cluster.RoleNode), oneLink)
 	introduce(a, b)
 	keyedBoth(t, a, b)
 	before := a.e.Counters().Keyings
 	n := 0
-	for end := time.Now().Add(3500 * time.Millisecond); time.Now().Before(end); n++ {
+	for end := time.Now().Add(2200 * time.Millisecond); time.Now().Before(end); n++ {
 		if err := a.Send(b.person.id, 1, []byte{byte(n)}); err != nil {
 			t.Fatalf("frame %d: %v", n, err)
 		}
@@ -207,7 +207,7 @@ func TestKeysAreReplacedWithoutAGap(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if k := a.e.Counters().Keyings - before; k < 2 {
-		t.Errorf("%d keyings in 3.5 s with keys that live for 3 s", k)
+		t.Errorf("%d keyings in 2.2 s with keys that live for 1.5 s", k)
 	}
 }
 

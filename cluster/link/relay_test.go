@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -28,6 +29,7 @@ type relay struct {
 	noUDP bool
 	conns map[net.Conn]bool
 	seen  [][]byte
+	last  netip.AddrPort
 	over  bool
 }
 
@@ -51,6 +53,7 @@ func newRelay(t testing.TB, target netip.AddrPort) *relay {
 		t.Fatal(err)
 	}
 	r.wg.Go(r.datagrams)
+	r.wg.Go(r.replies)
 	r.wg.Go(r.accept)
 	t.Cleanup(r.close)
 	return r
@@ -71,11 +74,12 @@ func (r *relay) close() {
 func (r *relay) datagrams() {
 	b := make([]byte, 2048)
 	for {
-		n, err := r.udp.Read(b)
+		n, from, err := r.udp.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return
 		}
 		r.mu.Lock()
+		r.last = from
 		if len(r.seen) < 10000 {
 			r.seen = append(r.seen, append([]byte(nil), b[:n]...))
 		}
@@ -83,6 +87,23 @@ func (r *relay) datagrams() {
 		r.mu.Unlock()
 		if !drop {
 			r.out.Write(b[:n])
+		}
+	}
+}
+
+// replies takes back what the target answers to the relay itself.
+func (r *relay) replies() {
+	b := make([]byte, 2048)
+	for {
+		n, err := r.out.Read(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		r.mu.Lock()
+		to, drop := r.last, r.isCut || r.noUDP || err != nil
+		r.mu.Unlock()
+		if !drop {
+			r.udp.WriteToUDPAddrPort(b[:n], to)
 		}
 	}
 }
