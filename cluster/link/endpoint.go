@@ -205,9 +205,17 @@ func (e *Endpoint) mesh(clusterID string) *Mesh {
 func (e *Endpoint) maintain(ctx context.Context) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
+	var last, holdUntil, noHoldBefore cluster.Instant
 	for {
+		// After a stall of this process the frames of that time are still to be read: nobody is silent yet. But a process
+		// that is always late must judge all the same.
+		now := e.now()
+		if last != 0 && now.Sub(last) > 3*tick && now >= noHoldBefore {
+			holdUntil, noHoldBefore = now.Add(2*tick), now.Add(200*time.Millisecond)
+		}
+		last = now
 		for _, m := range e.allMeshes() {
-			m.tick(e.now())
+			m.tick(now, now >= holdUntil)
 		}
 		select {
 		case <-ctx.Done():

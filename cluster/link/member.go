@@ -120,14 +120,14 @@ func (p *member) tryAdmit(asked cluster.Instant, inc cluster.Incarnation, run Ru
 		p.mu.Unlock()
 		return false, fmt.Errorf("%s, incarnation %d, after incarnation %d was seen: %w", p.name, inc, was, ErrSecondRun)
 	}
-	// The old run's process has ended if its sessions were closed and nothing came since; else it must have been silent
-	// for as long as makes a path count as down.
+	// The old run's process has ended if its sessions were closed and nothing came since (the kernel does that at once); else
+	// it must have been silent for longer than a stall lasts.
 	gone := p.ended != 0 && heard < p.ended
 	if heard > asked && !gone {
 		p.mu.Unlock()
 		return false, fmt.Errorf("%s, incarnation %d, while incarnation %d is heard: %w", p.name, inc, p.inc, ErrSecondRun)
 	}
-	if !gone && heard != 0 && now.Sub(heard) < p.m.downAfter() {
+	if !gone && heard != 0 && now.Sub(heard) < p.m.runSilence() {
 		p.mu.Unlock()
 		return false, nil
 	}

@@ -174,13 +174,14 @@ func TestSendAllocatesNothing(t *testing.T) {
 	b := w.start(w.person("b", cluster.RoleNode), twoLinks)
 	introduce(a, b)
 	within(t, 5*time.Second, "key", func() bool { return a.keyed(b.person) })
+	b.Receive(nil)
 	payload := make([]byte, 400)
 	n := testing.AllocsPerRun(500, func() {
 		if err := a.Send(b.person.id, 3, payload); err != nil {
 			t.Fatal(err)
 		}
 	})
-	if n > 0.9 && !raceEnabled { // the other goroutines of the process count too
+	if n > 0.5 && !raceEnabled { // the other goroutines of the process count too
 		t.Errorf("%.2f allocations per Send", n)
 	}
 }
