@@ -16,6 +16,7 @@ import (
 )
 
 func TestThreeMembersElectALeaderAndApplyInTheSameOrder(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, b, w := c.three()
 	l := c.leader()
@@ -78,6 +79,7 @@ func TestAKickedMemberLeadsLongBeforeTheElectionTimeout(t *testing.T) {
 }
 
 func TestACommandReachesALeaderThatOnlyAThirdMemberCanReach(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, b, _ := c.three()
 	c.leads("a-1")
@@ -102,6 +104,7 @@ func TestACommandReachesALeaderThatOnlyAThirdMemberCanReach(t *testing.T) {
 }
 
 func TestWithoutAQuorumACommandIsNeverSaidToBeDone(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, b, _ := c.three()
 	c.leads("a-1")
@@ -123,6 +126,7 @@ func TestWithoutAQuorumACommandIsNeverSaidToBeDone(t *testing.T) {
 }
 
 func TestALeaderWhoseDiskHangsLosesTheLeadAndComesBack(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	probe := func(cfg *Config) {
 		cfg.Probe = func() []byte { return []byte("noop") }
@@ -168,6 +172,7 @@ func TestALeaderWhoseDiskHangsLosesTheLeadAndComesBack(t *testing.T) {
 }
 
 func TestAFailedWriteIsFatalAtOnceAndNeverRetried(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1")
 	a := c.start("a-1")
 	c.leader()
@@ -188,6 +193,7 @@ func TestAFailedWriteIsFatalAtOnceAndNeverRetried(t *testing.T) {
 }
 
 func TestARestartedMemberHasItsSnapshotAndItsLog(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1")
 	small := func(cfg *Config) {
 		cfg.SnapshotEvery, cfg.SnapshotThreshold, cfg.TrailingLogs = 10*time.Millisecond, 10, 2
@@ -215,6 +221,7 @@ func TestARestartedMemberHasItsSnapshotAndItsLog(t *testing.T) {
 }
 
 func TestVotesGoFromOneToThreeOnlyWhenBothCandidatesAreCaughtUp(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1")
 	a := c.start("a-1")
 	c.leader()
@@ -267,6 +274,7 @@ func TestALeaderHandsOverBeforeItLeaves(t *testing.T) {
 }
 
 func TestADirectoryOfAnotherMemberClusterOrDaemonIsRefused(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1")
 	open := func(change func(*Config)) error {
 		cfg := Config{Dir: c.dirs["a-1"], ClusterID: testCluster, ServerID: "a-1", FSM: &counter{}, Stream: c.net.listen(t, "x", "raft/"), Ballast: -1}
@@ -303,6 +311,7 @@ func TestADirectoryOfAnotherMemberClusterOrDaemonIsRefused(t *testing.T) {
 }
 
 func TestADamagedStoreIsNamedAndNeverRunOn(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1")
 	a := c.start("a-1")
 	c.leader()
@@ -382,6 +391,7 @@ func TestADamagedStoreIsNamedAndNeverRunOn(t *testing.T) {
 }
 
 func TestOneServerGoesOnUnderANewClusterAfterARecovery(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, _, _ := c.three()
 	c.leads("a-1")
@@ -414,6 +424,7 @@ func TestOneServerGoesOnUnderANewClusterAfterARecovery(t *testing.T) {
 }
 
 func TestManyProposersOnAllMembersAgreeOnOneSum(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, b, w := c.three()
 	c.leader()
