@@ -14,6 +14,12 @@
 // included, and a member can only leave with write access to the hierarchy, which is root's. "populated 0" in
 // cgroup.events then says that none is left.
 //
+// A kernel fault shapes this package: since 6.14 (seen on 6.18) each cgroup counts its kills, and a process born by
+// CLONE_INTO_CGROUP dies at birth unless the count of its parent's group, not its own, is what its group's count is. So
+// a group that was ever killed can get no new members, and a daemon in a group that was once killed can start nobody.
+// Therefore Renew makes an empty group anew before each start, and Open finds by trial how often a new group has to be
+// killed, empty, to have the daemon's count.
+//
 // Where no cgroup can be made (user namespaces, no cgroup2 in the kernel), Open returns a Root that works on lists of
 // processes, found by a mark in their environment and by their parents. Its Report says what that does not cover.
 //
@@ -52,6 +58,7 @@ type Root struct {
 	mark   string
 	report Report
 	mount  *os.File // a mount of our own, kept open
+	kills  int      // how often our own group was killed, see the package comment
 }
 
 // Group is a set of processes.
@@ -105,10 +112,62 @@ func (r *Root) make(dir, mark, name string) (*Group, error) {
 		return &Group{root: r, mark: mark + "/" + name}, nil
 	}
 	dir = filepath.Join(dir, name)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the cgroup %s: %w", dir, err)
+	if err := r.mkdir(dir); err != nil {
+		return nil, err
 	}
 	return r.open(dir, mark+"/"+name)
+}
+
+func (r *Root) mkdir(dir string) error {
+	switch err := os.Mkdir(dir, 0o755); {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("make the cgroup %s: %w", dir, err)
+	}
+	for range r.kills {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+			return fmt.Errorf("prepare the cgroup %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// Renew makes an empty group without groups in it anew, so that processes can be born into it whatever was killed in it
+// before; limits are lost. A group that has members stays as it is. It must not be called while a process is being
+// started in g.
+func (g *Group) Renew() error {
+	if g.dir == "" {
+		return nil
+	}
+	for n := 0; ; n++ {
+		err := unix.Rmdir(g.dir)
+		if errors.Is(err, unix.EBUSY) { // members, groups within, or a process that is not quite gone
+			populated, _, stateErr := g.State()
+			if stateErr != nil {
+				return stateErr
+			}
+			if populated || n == 20 {
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("renew the cgroup %s: %w", g.dir, err)
+		}
+		break
+	}
+	if err := g.root.mkdir(g.dir); err != nil {
+		return err
+	}
+	fresh, err := g.root.open(g.dir, g.mark)
+	if err != nil {
+		return err
+	}
+	g.Close()
+	g.fd = fresh.fd
+	return nil
 }
 
 func (r *Root) open(dir, mark string) (*Group, error) {
@@ -382,6 +441,23 @@ func (g *Group) Remove() error {
 		return nil
 	}
 	return removeTree(g.dir)
+}
+
+// RemoveBelow removes the groups within g, which must be empty, and keeps g.
+func (g *Group) RemoveBelow() error {
+	if g.dir == "" {
+		return nil
+	}
+	entries, err := os.ReadDir(g.dir)
+	if err != nil {
+		return fmt.Errorf("remove groups: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, removeTree(filepath.Join(g.dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // Close releases the descriptor of g; the group stays.

@@ -346,3 +346,78 @@ func TestAForkingProcessDoesNotEscape(t *testing.T) {
 		t.Errorf("ended by %v", ws)
 	}
 }
+
+func born(t *testing.T, g *Group) error {
+	t.Helper()
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	g.Attr(cmd.SysProcAttr)
+	return cmd.Run()
+}
+
+// See the package comment: without Renew the second process dies at birth on Linux 6.14 to at least 6.18.
+func TestARenewedGroupTakesNewMembersAfterAKill(t *testing.T) {
+	r := testRoot(t, false)
+	g, err := r.Group("again")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for range 3 {
+		if err := g.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := g.Renew(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("renewed in %v", time.Since(began))
+		if err := born(t, g); err != nil {
+			t.Error(err)
+		}
+	}
+	family(t, g)
+	if err := g.Renew(); err != nil { // it has members: nothing happens
+		t.Error(err)
+	}
+	if populated, _, _ := g.State(); !populated {
+		t.Error("members were lost")
+	}
+}
+
+func TestADaemonInAGroupThatWasOnceKilledCanStartProcesses(t *testing.T) {
+	if os.Getenv("IN_KILLED_GROUP") != "" {
+		r := testRoot(t, false)
+		g, err := r.Group("x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		t.Logf("kills: %d", r.kills)
+		for range 2 {
+			if err := born(t, g); err != nil {
+				t.Error(err)
+			}
+			g.Kill()
+			g.Renew()
+		}
+		return
+	}
+	r := testRoot(t, false)
+	g, err := r.Group("own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for range 3 {
+		g.Kill()
+	}
+	cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$G/cgroup.procs" && exec "$EXE" -test.run=OnceKilled -test.v`)
+	exe, _ := os.Executable()
+	cmd.Env = append(os.Environ(), "IN_KILLED_GROUP=1", "G="+g.Path(), "EXE="+exe)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS") {
+		t.Errorf("%v: %s", err, out)
+	}
+	t.Logf("%s", out)
+}
