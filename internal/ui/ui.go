@@ -249,3 +249,6 @@ func next(w io.Writer, o Options, commands []string) {
 		fmt.Fprintln(w, o.paint(bold, head)+clean(cmd))
 	}
 }
+
+// Clock is a time as the screens show it.
+func (o Options) Clock(t time.Time) string { return o.clock(t, toSecond) }
