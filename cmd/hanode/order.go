@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -82,9 +83,15 @@ func (e *env) carryOut(ctx context.Context, o order) error {
 	}
 	if len(out.Next) == 0 {
 		out.Next = o.next
+		if out.Token != nil {
+			out.Next = []string{joinLine(out.Token)}
+		}
 	}
 	return e.Print(out, func(w io.Writer) {
 		ui.Outcome(w, out, e.Screen())
+		if out.Token != nil {
+			fmt.Fprintln(w, out.Token.Token)
+		}
 		ui.Problems(e.Stderr, out.Problems, e.Side())
 		e.Next(out.Next...)
 	})
@@ -144,8 +151,7 @@ func (e *env) agree(ctx context.Context, o order) (uint64, error) {
 
 // timedOut adds to a time-out that the order may go on.
 func timedOut(err error, o order) error {
-	var e *api.Error
-	if errors.As(err, &e) || !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return &api.Error{Code: api.CodeTimeout, What: "not done within " + o.flags.timeout.String(),

@@ -185,6 +185,8 @@ func span(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-"
+	case d == 0:
+		return "0 ms"
 	case d < time.Millisecond:
 		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 	case d < 10*time.Millisecond && d%time.Millisecond >= 100*time.Microsecond:
