@@ -1,8 +1,9 @@
 package main
 
-import "github.com/hanode/hanode/internal/witnesscmd"
+import (
+	"github.com/hanode/hanode/internal/witnesscmd"
+	"github.com/hanode/hanode/internal/witnesswire"
+)
 
-// funcs wires what the commands do. A nil function says that this build cannot do it.
-func funcs() witnesscmd.Funcs {
-	return witnesscmd.Funcs{}
-}
+// funcs wires what the commands do.
+func funcs() witnesscmd.Funcs { return witnesswire.Funcs() }

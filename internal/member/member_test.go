@@ -207,7 +207,9 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	a.start()
 	eventually(t, "a follows again", func() bool {
 		ok := false
-		_ = a.m.On(func(c *core.Core) { ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2 })
+		_ = a.m.On(func(c *core.Core) {
+			ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2
+		})
 		return ok
 	})
 	if a.active() != 0 || b.active() != 2 {

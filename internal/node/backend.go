@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -148,7 +149,7 @@ func (b backend) service(c *core.Core, view *plan.View, s *state.Service) api.Se
 	alive := holder != nil && holder.Inc == h.Inc && !view.Silent(h.Node) && !f.Released && (rep.Serving || rep.Epoch < s.Lock.Epoch)
 	out.State = serviceState(s, look, alive)
 	if alive {
-		out.Active = s.MemberNameOf(c.State(), h.Node)
+		out.Active = c.State().MemberName(h.Node)
 		if h.Node == c.Self() && look.Phase == lease.Serving {
 			out.LeaseRemainingMs = api.Ms(look.Deadline.Sub(b.n.m.Now()))
 		}
@@ -305,7 +306,13 @@ func (n *Node) serveAPI(ctx context.Context) error {
 	l := n.m.Mesh().Listener(link.API, func(p link.Peer) bool { return p.Role == cluster.RoleNode })
 	done := make(chan error, 1)
 	go func() {
-		done <- srv.ServeMembers(ctx, l, nil)
+		done <- srv.ServeMembers(ctx, l, func(_ context.Context, c net.Conn) (string, error) {
+			p, ok := link.PeerOf(c)
+			if !ok {
+				return "", errors.New("nobody is known at the other end")
+			}
+			return p.Name, nil
+		})
 	}()
 	err = srv.Run(ctx)
 	l.Close()

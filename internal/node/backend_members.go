@@ -2,8 +2,9 @@ package node
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
+	"runtime"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -196,20 +197,8 @@ func (b backend) DebugBundle(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	bw := api.NewBundle(w)
-	if err := bw.JSON("status.json", status); err != nil {
-		return err
-	}
-	if err := bw.File("state.pb", st); err != nil {
-		return err
-	}
-	if err := bw.JSON("raft.json", b.n.m.Group().Stats()); err != nil {
-		return err
-	}
-	if err := bw.Stacks(); err != nil {
-		return err
-	}
-	return bw.Close()
+	bw := api.NewBundle(w, "hanode-"+b.n.dir.Identity.Name, time.Now())
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return errors.Join(bw.AddJSON("status.json", status), bw.Add("state.pb", st), bw.AddJSON("raft.json", b.n.m.Group().Stats()), bw.Add("stacks.txt", stacks), bw.Close())
 }
-
-var _ = fmt.Sprint

@@ -212,7 +212,7 @@ func (b backend) moved(ctx context.Context, service, kind string, before cluster
 
 // passOn asks the active to carry an order out.
 func (b backend) passOn(ctx context.Context, m *state.Member, kind string, r api.MoveRequest, p api.Progress) (*api.Outcome, error) {
-	c := api.Forward(func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, m.ID, link.API) }, b.n.dir.Identity.Name)
+	c := api.Forward(m.Name, func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, m.ID, link.API) })
 	switch kind {
 	case "failover":
 		return c.Failover(ctx, r, p)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -66,7 +67,7 @@ type Node struct {
 
 	announceNow  chan struct{}
 	reconcileNow chan struct{}
-	spec         *cluster.Spec // as last reconciled
+	stop         context.CancelFunc // ends the daemon in good order
 }
 
 // New opens everything. It must be called on a fresh process: it makes the process punctual (real-time scheduling, locked memory).
@@ -75,14 +76,6 @@ func New(cfg Config) (_ *Node, err error) {
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
 	n.news.init()
 	n.orders.init()
-	undo := func(f func()) {
-		defer func() {
-			if err != nil {
-				f()
-			}
-		}()
-	}
-	_ = undo
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -149,6 +142,8 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	// Two contexts: services and links go on while the services are handed over at the end.
+	ctx, n.stop = context.WithCancel(ctx)
+	defer n.stop()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
@@ -180,6 +175,15 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// leave ends the daemon after the cluster has let this member go.
+func (n *Node) leave() { n.stop() }
+
+// hopeless ends the daemon in good order: the disk of the log does not answer any more.
+func (n *Node) hopeless() { n.stop() }
+
+// sever destroys the sockets on addresses that this node no longer serves.
+func (n *Node) sever(addrs []netip.Addr) (int, error) { return gate.DestroySockets(addrs) }
 
 // handOverTime bounds how long the end of the daemon waits for its services to be active elsewhere.
 const handOverTime = 15 * time.Second

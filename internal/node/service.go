@@ -13,6 +13,7 @@ import (
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/page"
 )
@@ -58,11 +59,15 @@ type service struct {
 	page  *page.Writer
 	procs processes
 	addrs []netip.Addr
+	group *cgroup.Group
+	ended chan struct{} // closed when its goroutine has ended
 
 	orders chan any
 	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
-	epoch  atomic.Uint64 // of the present tenure here; 0: none
-	active atomic.Bool
+	epoch   atomic.Uint64 // of the present tenure here; 0: none
+	active  atomic.Bool
+	since   atomic.Int64 // of the last Begin: time since the zero of the time line
+	granted atomic.Int64 // of the last Begin: when it came
 
 	mu       sync.Mutex
 	health   healthState
@@ -383,6 +388,13 @@ func (s *service) stopTime() time.Duration {
 		d += s.spec.Processes[i].StopTimeout
 	}
 	return d
+}
+
+// setSpec takes over changes of policy, which need no stop.
+func (s *service) setSpec(spec cluster.ServiceSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spec = &spec
 }
 
 // failed notes that the service cannot run here.
