@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -49,8 +50,24 @@ func Switch(t testing.TB, hosts ...*NS) *NS {
 func Plug(t testing.TB, sw *NS, port string, host *NS, name, hostMAC string) {
 	t.Helper()
 	Link(t, sw, port, "", host, name, hostMAC)
+	// A port that joins the switch before the kernel calls it up forwards only some time later.
+	sw.awaitUp(port)
+	host.awaitUp(name)
 	if err := sw.nl.LinkSetMaster(sw.LinkByName(port), sw.LinkByName("br0")); err != nil {
 		t.Fatalf("add %s to the switch: %v", port, err)
+	}
+}
+
+// awaitUp waits until the interface's operational state is up: until then the kernel may drop what is sent.
+func (ns *NS) awaitUp(name string) {
+	ns.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if ns.LinkByName(name).Attrs().OperState == netlink.OperUp {
+			return
+		}
+		if time.Now().After(deadline) {
+			ns.t.Fatalf("%s did not come up within 5 s", name)
+		}
 	}
 }
 
