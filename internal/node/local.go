@@ -91,7 +91,6 @@ func (n *Node) extend(a core.Extend) {
 		return
 	}
 	s.active.Store(true)
-	n.guardActive(s, true)
 	now := n.m.Now()
 	since := time.Duration(s.since.Load()) + now.Sub(cluster.Instant(s.granted.Load()))
 	n.order(a.Service, orderOpen{epoch: a.Epoch, at: now, since: since})
