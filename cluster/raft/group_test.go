@@ -13,6 +13,7 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+	"go.uber.org/goleak"
 )
 
 func TestThreeMembersElectALeaderAndApplyInTheSameOrder(t *testing.T) {
@@ -286,7 +287,8 @@ func TestVotesGoFromOneToThreeOnlyWhenBothCandidatesAreCaughtUp(t *testing.T) {
 	c.leader("b-2", "w-3")
 }
 
-func TestALeaderHandsOverBeforeItLeaves(t *testing.T) {
+func TestALeaderHandsOverBeforeItLeavesAndNothingIsLeftRunning(t *testing.T) {
+	before := goleak.IgnoreCurrent()
 	c := newCluster(t, "a-1", "b-2", "w-3")
 	a, _, _ := c.three()
 	c.leads("a-1")
@@ -297,6 +299,10 @@ func TestALeaderHandsOverBeforeItLeaves(t *testing.T) {
 	if took := time.Since(start); took > 290*time.Millisecond {
 		t.Fatalf("the next leader took %v, as long as an election time-out", took)
 	}
+	for _, m := range c.members {
+		m.stop()
+	}
+	within(t, 3*time.Second, "all goroutines have ended", func() bool { return goleak.Find(before) == nil })
 }
 
 func TestADirectoryOfAnotherMemberClusterOrDaemonIsRefused(t *testing.T) {
