@@ -61,7 +61,10 @@ func (r *runner) loop() {
 	r.linksToo.Store(true)
 	lookAt := time.Now()
 	for {
-		timer.Reset(time.Until(earlier(lookAt, r.k.nextAnnouncement())))
+		timer.Stop()
+		if next := earlier(lookAt, r.k.nextAnnouncement()); !next.IsZero() {
+			timer.Reset(time.Until(next))
+		}
 		select {
 		case <-r.ctx.Done():
 			return
