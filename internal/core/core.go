@@ -216,8 +216,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 func (c *Core) Voters(now cluster.Instant, serverIDs []string) []Action {
 	c.now = now
 	c.st.VotersChanged(serverIDs)
+	c.nextRenew = now // under the new set as soon as can be
 	for _, v := range c.svcs {
-		v.holder.SetVoters(c.st.Group.Sets)
+		v.holder.SetVoters(c.now, c.st.Group.Sets)
 	}
 	return c.take()
 }
@@ -245,13 +246,13 @@ func (c *Core) applied(cmd *state.Command) {
 		c.do(Joined{})
 	case cmd.Settle != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 	case cmd.Desired != nil:
 		c.desired(cmd.Desired)
 	case cmd.MemberAdd != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 		c.do(SpecChanged{})
 	case cmd.SpecApply != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:

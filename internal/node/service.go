@@ -262,6 +262,11 @@ func (s *service) close(ctx context.Context, o orderClose) {
 			return
 		}
 	}
+	// A process that is born into a frozen group never gets to its exec, and the thread that made it waits for that.
+	if e := s.procs.Thaw(); e != nil {
+		s.w.log.Error("thaw the group of the processes", "service", s.name, "err", e)
+		return
+	}
 	if err != nil { // what could not be frozen is dead now
 		s.w.step(core.Shut{Service: s.no, Epoch: o.epoch})
 	}
