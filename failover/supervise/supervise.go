@@ -140,6 +140,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return errors.Join(err, s.release())
 		}
 	}
+	if err := s.cfg.Group.Thaw(); err != nil { // an earlier freeze would hold everything that starts
+		return errors.Join(fmt.Errorf("thaw %s: %w", s.cfg.Service, err), s.release())
+	}
 	done := make(chan struct{})
 	var listener, actors sync.WaitGroup
 	listener.Go(func() { s.events.run(done, s.cfg.Events) })
