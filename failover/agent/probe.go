@@ -154,7 +154,7 @@ func probeExec(ctx context.Context, spec cluster.CheckSpec, d Deps) Result {
 			return failure(err)
 		}
 		defer g.Close()
-		prog.Cgroup = g
+		prog.Cgroup, prog.Stay = g, true
 	}
 	res, err := launch.Run(ctx, prog, 4096)
 	switch {

@@ -173,14 +173,12 @@ func (g *Guard) Done() <-chan struct{} { return g.gone }
 
 // Add puts a service under the guard. Its error says when the service cannot be guarded at all.
 func (g *Guard) Add(ctx context.Context, s Service) error {
-	freeze, kill, events, err := s.Group.Files()
+	h, err := s.Group.Handles()
 	if err != nil {
 		return fmt.Errorf("guard service %d: %w", s.No, err)
 	}
-	defer freeze.Close()
-	defer kill.Close()
-	defer events.Close()
-	files := []*os.File{s.Page, freeze, kill, events}
+	defer h.Close()
+	files := []*os.File{s.Page, h.Freeze, h.Kill, h.Life, h.Ice}
 	if s.FuseAbort != nil {
 		files = append(files, s.FuseAbort)
 	}

@@ -92,7 +92,12 @@ func beDaemon(root string) error {
 		if err != nil {
 			return err
 		}
-		cmd := exec.Command("/bin/sh", "-c", "setsid sleep 1000 & while :; do sleep 0.005; done")
+		join, err := sub.Joining()
+		if err != nil {
+			return err
+		}
+		cmd := exec.Command("/bin/sh", "-c", "echo 0 >&3; setsid sleep 1000 & while :; do sleep 0.005; done")
+		cmd.ExtraFiles = []*os.File{join}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		sub.Attr(cmd.SysProcAttr)
 		if err := cmd.Start(); err != nil {
@@ -210,9 +215,13 @@ func (d *daemon) vipIsThere() bool {
 	return err == nil && strings.Contains(string(b), "10.77.0.1")
 }
 
-func (d *daemon) guardIsGone(ms int) bool {
-	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(d.pidfd), Events: unix.POLLIN}}, ms)
-	return n == 1
+func (d *daemon) guardIsGone(within time.Duration) bool {
+	for give := time.Now().Add(within); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(d.pidfd), Events: unix.POLLIN}}, int(time.Until(give).Milliseconds())+1)
+		if n == 1 || err != unix.EINTR && time.Now().After(give) {
+			return n == 1
+		}
+	}
 }
 
 func TestTheProcessesOfADeadOrHungDaemonAreFrozenAt84PercentAndKilledAtTheDeadline(t *testing.T) {
@@ -242,12 +251,12 @@ func TestTheProcessesOfADeadOrHungDaemonAreFrozenAt84PercentAndKilledAtTheDeadli
 			}
 			until(t, "the address to go", func() bool { return !d.vipIsThere() })
 			if c.sig == syscall.SIGSTOP {
-				if d.guardIsGone(50) {
+				if d.guardIsGone(50*time.Millisecond) {
 					t.Fatal("the guard left a daemon that only hangs")
 				}
 				d.cmd.Process.Kill()
 			}
-			if !d.guardIsGone(3000) {
+			if !d.guardIsGone(3*time.Second) {
 				t.Fatal("the guard of a dead daemon stays for ever")
 			}
 			if c.sig == syscall.SIGKILL {
@@ -266,7 +275,7 @@ func TestTheGuardIsRealtimeAndCannotBeAskedToLeave(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		unix.PidfdSendSignal(d.pidfd, sig, nil, 0)
 	}
-	if d.guardIsGone(50) {
+	if d.guardIsGone(50*time.Millisecond) {
 		t.Fatal("it left")
 	}
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.guard))
@@ -289,6 +298,7 @@ type local struct {
 	*Guard
 	page  *page.Writer
 	group *cgroup.Group
+	empty *cgroup.Group
 	said  chan Event
 }
 
@@ -310,6 +320,9 @@ func startLocal(t *testing.T) *local {
 		t.Fatal(err)
 	}
 	if l.group, err = root.Group("svc"); err != nil {
+		t.Fatal(err)
+	}
+	if l.empty, err = root.Group("empty"); err != nil {
 		t.Fatal(err)
 	}
 	if l.page, err = page.Create("svc"); err != nil {
@@ -365,10 +378,23 @@ func (l *local) run(t *testing.T) {
 	if err := sub.Renew(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sleep", "1000")
+	join, err := sub.Joining()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer join.Close()
+	cmd := exec.Command("sh", "-c", "echo 0 >&3; echo; exec sleep 1000")
+	cmd.ExtraFiles = []*os.File{join}
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	sub.Attr(cmd.SysProcAttr)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
@@ -406,7 +432,7 @@ func TestTheKillComesWithinAMillisecondOfTheDeadline(t *testing.T) {
 		until(t, "empty", func() bool { p, _, _ := l.group.State(); return !p })
 		l.page.Set(1, 0, page.Standby)
 		until(t, "thawed", func() bool {
-			b, _ := os.ReadFile(l.group.Path() + "/cgroup.freeze")
+			b, _ := os.ReadFile(l.group.Path() + "/run/cgroup.freeze")
 			return strings.HasPrefix(string(b), "0")
 		})
 	}
@@ -463,12 +489,7 @@ func TestQuiesceReportsFrozenAndResumeThaws(t *testing.T) {
 	if err := l.Remove(t.Context(), 7); err != nil {
 		t.Error(err)
 	}
-	empty, err := l.group.Sub("none")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer empty.Close()
-	if err := l.Add(t.Context(), Service{No: 9, Page: l.page.File(), Group: empty}); err != nil {
+	if err := l.Add(t.Context(), Service{No: 9, Page: l.page.File(), Group: l.empty}); err != nil {
 		t.Fatal(err)
 	}
 	l.page.Set(2, rt.Now().Add(time.Minute), page.Active)
@@ -552,7 +573,7 @@ func TestARoundOfTheGuardAllocatesNothing(t *testing.T) {
 	defer null.Close()
 	fd := int(null.Fd())
 	s := &k.services[3]
-	*s = service{used: true, no: 1, page: r, freeze: fd, kill: fd, events: fd, abort: fd}
+	*s = service{used: true, no: 1, page: r, freeze: fd, kill: fd, life: fd, ice: fd, abort: fd}
 	s.lens[0] = copy(s.netlink[0][:], DeleteAddress(4242, netip.MustParsePrefix("10.77.0.2/32")))
 	quiesce, _ := encodeRequest(kindQuiesce, 5, 1, nil)
 	buf := make([]byte, maxMessage)

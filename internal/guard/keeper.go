@@ -46,7 +46,8 @@ type service struct {
 	page    *page.Reader
 	freeze  int
 	kill    int
-	events  int
+	life    int
+	ice     int
 	abort   int // -1: none
 	watch   watch
 	quiesce bool
@@ -168,7 +169,7 @@ func (k *keeper) do(s *service, a action, now cluster.Instant) {
 		k.tell(s, Froze, now, max(late, 0), writeOne(s.freeze, '1'), false)
 	}
 	if a.thaw {
-		k.tell(s, Thawed, now, 0, writeOne(s.freeze, '0'), false)
+		k.tell(s, Thawed, now, 0, writeOne(s.freeze, '0'), s.watch.killed)
 	}
 }
 
@@ -185,11 +186,12 @@ func (k *keeper) quiesced(s *service, now cluster.Instant) cluster.Instant {
 
 // state reads cgroup.events; a group that cannot be read has been removed and is empty.
 func (k *keeper) state(s *service) (populated, frozen bool) {
-	n, _, e := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(s.events), uintptr(unsafe.Pointer(&k.scan)), uintptr(len(k.scan)), 0, 0, 0)
-	if e != 0 {
-		return false, false
-	}
-	return hasLine(k.scan[:n], "populated 1"), hasLine(k.scan[:n], "frozen 1")
+	return k.says(s.life, "populated 1"), k.says(s.ice, "frozen 1")
+}
+
+func (k *keeper) says(fd int, line string) bool {
+	n, _, e := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&k.scan)), uintptr(len(k.scan)), 0, 0, 0)
+	return e == 0 && hasLine(k.scan[:n], line)
 }
 
 func hasLine(b []byte, line string) bool {
@@ -362,7 +364,7 @@ func (k *keeper) find(no uint32) *service {
 
 // add is the one thing that allocates: some bytes for the mapping, once per service.
 func (k *keeper) add(r request) unix.Errno {
-	if k.nfds < 4 {
+	if k.nfds < 5 {
 		return unix.EINVAL
 	}
 	for i := range k.services {
@@ -374,10 +376,10 @@ func (k *keeper) add(r request) unix.Errno {
 		if err != nil {
 			return unix.EBADF
 		}
-		*s = service{used: true, no: r.no, page: p, freeze: k.fds[1], kill: k.fds[2], events: k.fds[3], abort: -1}
-		k.fds[1], k.fds[2], k.fds[3] = -1, -1, -1 // kept; the page's own one is not needed any more
-		if k.nfds > 4 {
-			s.abort, k.fds[4] = k.fds[4], -1
+		*s = service{used: true, no: r.no, page: p, freeze: k.fds[1], kill: k.fds[2], life: k.fds[3], ice: k.fds[4], abort: -1}
+		k.fds[1], k.fds[2], k.fds[3], k.fds[4] = -1, -1, -1, -1 // kept; the page's own one is not needed any more
+		if k.nfds > 5 {
+			s.abort, k.fds[5] = k.fds[5], -1
 		}
 		if e := s.setNetlink(r); e != 0 {
 			k.remove(s)
@@ -407,7 +409,7 @@ func (k *keeper) remove(s *service) {
 		writeOne(s.freeze, '0')
 	}
 	s.page.Close()
-	for _, fd := range []int{s.freeze, s.kill, s.events, s.abort} {
+	for _, fd := range []int{s.freeze, s.kill, s.life, s.ice, s.abort} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}

@@ -73,6 +73,8 @@ func (w *watch) step(now cluster.Instant, s page.Snapshot, quiesce bool) (action
 			a.kill, a.first = true, !w.killed
 			w.killed, w.killNext = true, now.Add(killAgain)
 		}
+		a.thaw = w.frozen // the dead need no ice, and what is started there by mistake must not hang its starter
+		w.frozen = false
 		a.drop = !w.dropped
 		w.dropped = true
 		if abortAt := w.deadline.Add(abortAfter); !w.aborted && now >= abortAt {

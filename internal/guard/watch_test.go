@@ -28,12 +28,13 @@ func TestWhatTheGuardDoesAndWhen(t *testing.T) {
 		want    action
 	}
 	first := action{kill: true, first: true, drop: true}
+	frozen := action{kill: true, first: true, drop: true, thaw: true}
 	for name, looks := range map[string][]look{
 		"a lease that is renewed is left alone": {
 			{0, active(1, 250*ms), false, action{}}, {50 * ms, active(1, 300*ms), false, action{}}, {259 * ms, active(1, 500*ms), false, action{}}},
 		"frozen at 84 %, killed at the deadline, and again": {
 			{209 * ms, active(1, 250*ms), false, action{}}, {210 * ms, active(1, 250*ms), false, action{freeze: true}},
-			{230 * ms, active(1, 250*ms), false, action{}}, {250 * ms, active(1, 250*ms), false, first},
+			{230 * ms, active(1, 250*ms), false, action{}}, {250 * ms, active(1, 250*ms), false, frozen},
 			{260 * ms, active(1, 250*ms), false, action{}}, {300 * ms, active(1, 250*ms), false, action{kill: true}},
 			{350 * ms, active(1, 250*ms), false, action{kill: true, abort: true}}, {400 * ms, active(1, 250*ms), false, action{kill: true}}},
 		"a late renewal thaws": {
@@ -47,23 +48,23 @@ func TestWhatTheGuardDoesAndWhen(t *testing.T) {
 			{0, active(1, 0), false, action{}}, {900 * ms, active(1, 0), false, action{}}},
 		"the end of serving does not end the fence": {
 			{0, active(1, 250*ms), false, action{}}, {10 * ms, active(1, 0), false, action{}}, {20 * ms, state(page.Draining), false, action{}},
-			{210 * ms, state(page.Draining), false, action{freeze: true}}, {250 * ms, state(page.Draining), false, first}},
+			{210 * ms, state(page.Draining), false, action{freeze: true}}, {250 * ms, state(page.Draining), false, frozen}},
 		"draining that was never seen active is given one lease": {
-			{0, state(page.Draining), false, action{}}, {249 * ms, state(page.Draining), false, action{freeze: true}}, {250 * ms, state(page.Draining), false, first}},
+			{0, state(page.Draining), false, action{}}, {249 * ms, state(page.Draining), false, action{freeze: true}}, {250 * ms, state(page.Draining), false, frozen}},
 		"fenced is killed at once": {
 			{0, active(1, 250*ms), false, action{}}, {10 * ms, state(page.Fenced), false, first}, {20 * ms, state(page.Fenced), false, action{}}},
 		"a new grant after the kill begins anew": {
 			{0, active(1, 250*ms), false, action{}}, {250 * ms, active(1, 250*ms), false, first}, {260 * ms, active(2, 600*ms), false, action{}},
-			{560 * ms, active(2, 600*ms), false, action{freeze: true}}, {600 * ms, active(2, 600*ms), false, first}},
+			{560 * ms, active(2, 600*ms), false, action{freeze: true}}, {600 * ms, active(2, 600*ms), false, frozen}},
 		"quiesce freezes, and standby thaws": {
 			{0, active(1, 250*ms), true, action{freeze: true}}, {5 * ms, active(1, 0), true, action{}}, {10 * ms, state(page.Standby), true, action{thaw: true}}},
 		"resume thaws unless the end is near": {
 			{0, active(1, 250*ms), true, action{freeze: true}}, {5 * ms, active(1, 250*ms), false, action{thaw: true}},
 			{6 * ms, active(1, 250*ms), true, action{freeze: true}}, {215 * ms, active(1, 250*ms), false, action{}}},
 		"quiesced is killed at the deadline like all": {
-			{0, active(1, 250*ms), true, action{freeze: true}}, {250 * ms, active(1, 0), true, first}},
-		"killed while frozen is thawed as standby, for those that start then": {
-			{220 * ms, active(1, 250*ms), false, action{freeze: true}}, {250 * ms, active(1, 250*ms), false, first}, {300 * ms, state(page.Standby), false, action{thaw: true}}},
+			{0, active(1, 250*ms), true, action{freeze: true}}, {250 * ms, active(1, 0), true, frozen}},
+		"quiesced as active, then standby after the deadline": {
+			{220 * ms, active(1, 250*ms), true, action{freeze: true}}, {250 * ms, active(1, 250*ms), true, frozen}, {300 * ms, state(page.Standby), false, action{}}},
 	} {
 		var w watch
 		for _, l := range looks {

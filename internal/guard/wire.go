@@ -17,7 +17,7 @@ import (
 //	request: kind u32, seq u32, service u32, count u32, then per netlink message: length u32, bytes; descriptors by SCM_RIGHTS
 //	answer:  kind u32, seq u32, service u32, errno u32, epoch u64, at i64, late i64, then a text
 const (
-	kindAdd     = 1 // descriptors: page, cgroup.freeze, cgroup.kill, cgroup.events, and perhaps a FUSE connection's abort file
+	kindAdd     = 1 // descriptors: page and the four cgroup.Handles, and perhaps a FUSE connection's abort file
 	kindUpdate  = 2 // new netlink messages
 	kindRemove  = 3
 	kindQuiesce = 4 // freeze and answer when frozen or empty
@@ -34,7 +34,7 @@ const (
 	maxServices = 64
 	maxNetlink  = 16  // messages per service
 	maxNetlinkN = 256 // bytes per message
-	maxFDs      = 5
+	maxFDs      = 6
 )
 
 var order = binary.NativeEndian
