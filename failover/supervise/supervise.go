@@ -183,6 +183,9 @@ func (s *Supervisor) Start(ctx context.Context, role string, epoch cluster.Epoch
 	if role != Active && role != Standby {
 		return fmt.Errorf("service %s: role %q: choose active or standby", s.cfg.Service, role)
 	}
+	if err := s.awaitRun(ctx); err != nil {
+		return err
+	}
 	gen := s.gen.Load()
 	for _, p := range s.procs {
 		if role == Standby && p.spec.Standby != "hot" {
@@ -320,14 +323,21 @@ func (s *Supervisor) Processes() []ProcessState {
 	return out
 }
 
-// ask posts f to the actor of p, once Run runs.
-func (s *Supervisor) ask(ctx context.Context, p *proc, f func()) error {
+func (s *Supervisor) awaitRun(ctx context.Context) error {
 	select {
 	case <-s.running:
+		return nil
 	case <-s.ended:
 		return s.notRunning()
 	case <-ctx.Done():
 		return fmt.Errorf("service %s: its supervisor does not run: %w", s.cfg.Service, ctx.Err())
+	}
+}
+
+// ask posts f to the actor of p, once Run runs.
+func (s *Supervisor) ask(ctx context.Context, p *proc, f func()) error {
+	if err := s.awaitRun(ctx); err != nil {
+		return err
 	}
 	if !p.post(f) {
 		return s.notRunning()

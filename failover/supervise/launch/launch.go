@@ -47,7 +47,8 @@ type Program struct {
 	Group    string   // name or number; "": the user's
 	FilesMax int      // RLIMIT_NOFILE; 0: the system's
 
-	Cgroup    *cgroup.Group // made anew if it is empty; may be nil
+	Cgroup    *cgroup.Group // may be nil
+	Stay      bool          // stay where processes are born: killed with Cgroup, never frozen, started some milliseconds earlier
 	MemoryMax int64         // memory.max of Cgroup in bytes; 0: none
 
 	Stdout *os.File // nil: /dev/null
@@ -70,7 +71,8 @@ type step struct {
 	GID      uint32   `json:"gid,omitempty"`
 	Groups   []uint32 `json:"groups,omitempty"`
 	FilesMax int      `json:"files,omitempty"`
-	Status   int      `json:"status"` // descriptor for errors
+	Join     int      `json:"join,omitempty"` // descriptor of cgroup.procs; 0: none
+	Status   int      `json:"status"`         // descriptor for errors
 }
 
 // Start starts p and returns as soon as the exec step runs: within a millisecond, as a rule. Exec says when the program
@@ -92,6 +94,18 @@ func Start(p Program) (*Running, error) {
 			st.Cred, st.UID, st.GID, st.Groups = true, cred.UID, cred.GID, cred.Groups
 		}
 	}
+	files := p.Files
+	if p.Cgroup != nil && !p.Stay {
+		join, err := p.Cgroup.Joining()
+		if err != nil {
+			return nil, err
+		}
+		if join != nil {
+			defer join.Close()
+			st.Join, st.Status = st.Status, st.Status+1
+			files = append(files[:len(files):len(files)], join)
+		}
+	}
 	told, err := json.Marshal(st)
 	if err != nil {
 		return nil, err
@@ -106,8 +120,7 @@ func Start(p Program) (*Running, error) {
 		return nil, fmt.Errorf("start %s: %w", p.Argv[0], err)
 	}
 	defer statusW.Close()
-	files := []*os.File{null, orNull(p.Stdout, null), orNull(p.Stderr, null)}
-	files = append(append(files, p.Files...), statusW)
+	files = append(append([]*os.File{null, orNull(p.Stdout, null), orNull(p.Stderr, null)}, files...), statusW)
 	self := p.Self
 	if self == "" {
 		self = "/proc/self/exe"
@@ -176,6 +189,9 @@ func Child(args []string) error {
 		return fmt.Errorf("exec-child is for the daemon's own use: %w", err)
 	}
 	unix.CloseOnExec(st.Status)
+	if st.Join != 0 {
+		unix.CloseOnExec(st.Join)
+	}
 	err := become(st, args[2:])
 	msg := []byte(err.Error())
 	unix.Write(st.Status, msg[:min(len(msg), 4096)])
@@ -183,6 +199,11 @@ func Child(args []string) error {
 }
 
 func become(st step, argv []string) error {
+	if st.Join != 0 {
+		if _, err := unix.Write(st.Join, []byte("0")); err != nil {
+			return fmt.Errorf("join the service's cgroup: %w", err)
+		}
+	} // if the service is frozen, we wait here
 	if err := rt.Reset(); err != nil {
 		return err
 	}
