@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -225,5 +227,32 @@ func TestGossipReachesMembersByTheirIDs(t *testing.T) {
 	buf := make([]byte, 2)
 	if _, err := c.Read(buf); err != nil || string(buf) != "hi" {
 		t.Errorf("%q, %v", buf, err)
+	}
+}
+
+func TestIPv6AndWildcardListenersWork(t *testing.T) {
+	w := newWorld(t)
+	for _, c := range []struct{ listen, reach string }{{"[::1]:0", "::1"}, {"[::]:0", "127.0.0.1"}, {"[::]:0", "::1"}, {"0.0.0.0:0", "127.0.0.1"}} {
+		if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
+			t.Skip("needs IPv6 on the loopback interface: ", err)
+		} else {
+			l.Close()
+		}
+		var hosts []*host
+		for _, name := range []string{"a", "b"} {
+			h := w.start(w.person(name, cluster.RoleNode), []netip.AddrPort{netip.MustParseAddrPort(c.listen)})
+			hosts = append(hosts, h)
+		}
+		a, b := hosts[0], hosts[1]
+		at := func(h *host) link.Peer {
+			p := h.Self()
+			p.Addrs = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(c.reach), h.e.Addrs()[0].Port())}
+			return p
+		}
+		a.SetPeers([]link.Peer{at(b)})
+		b.SetPeers([]link.Peer{at(a)})
+		b.echo(link.Raft, nil)
+		keyedBoth(t, a, b)
+		ask(t, dial(t, a, b, link.Raft), c.listen)
 	}
 }
