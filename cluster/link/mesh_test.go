@@ -256,3 +256,26 @@ func TestIPv6AndWildcardListenersWork(t *testing.T) {
 		ask(t, dial(t, a, b, link.Raft), c.listen)
 	}
 }
+
+func BenchmarkSendOnTwoLinks(b *testing.B) {
+	w := newWorld(b)
+	x := w.start(w.person("a", cluster.RoleNode), twoLinks)
+	y := w.start(w.person("b", cluster.RoleNode), twoLinks)
+	introduce(x, y)
+	keyedBoth(b, x, y)
+	came := make(chan struct{}, 1)
+	y.Receive(func(link.Datagram) {
+		select {
+		case came <- struct{}{}:
+		default:
+		}
+	})
+	payload := make([]byte, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := x.Send(y.person.id, 1, payload); err != nil {
+			b.Fatal(err)
+		}
+		<-came
+	}
+}
