@@ -178,13 +178,16 @@ func TestSendAllocatesNothing(t *testing.T) {
 	within(t, 5*time.Second, "key", func() bool { return a.keyed(b.person) })
 	b.Receive(nil)
 	payload := make([]byte, 400)
-	n := testing.AllocsPerRun(500, func() {
-		if err := a.Send(b.person.id, 3, payload); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if n > 0.5 && !raceEnabled { // the other goroutines of the process count too
-		t.Errorf("%.2f allocations per Send", n)
+	least := 1000.0 // the other goroutines of the process count too: one quiet try is enough
+	for range 10 {
+		least = min(least, testing.AllocsPerRun(100, func() {
+			if err := a.Send(b.person.id, 3, payload); err != nil {
+				t.Fatal(err)
+			}
+		}))
+	}
+	if least > 0 && !raceEnabled {
+		t.Errorf("%.2f allocations per Send", least)
 	}
 }
 
