@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -88,6 +89,7 @@ type stream struct {
 	sent map[uint16]cluster.Instant
 	last cluster.Instant // sending time of the latest request that was answered
 	got  int
+	yes  []uint16 // those that were answered
 	stop chan struct{}
 	wg   sync.WaitGroup
 }
@@ -125,7 +127,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 			}
 			if seq, ok := isEcho(to, buf[:n], id); ok {
 				st.mu.Lock()
-				st.last, st.got = max(st.last, st.sent[seq]), st.got+1
+				st.last, st.got, st.yes = max(st.last, st.sent[seq]), st.got+1, append(st.yes, seq)
 				st.mu.Unlock()
 			}
 		}
@@ -150,7 +152,20 @@ func (st *stream) answered() (cluster.Instant, int) {
 	return st.last, st.got
 }
 
-// quietSince waits until nothing that was sent in the last d was answered.
+// reopened says whether requests were answered after five in a row were not.
+func (st *stream) reopened() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	slices.Sort(st.yes)
+	for i := 1; i < len(st.yes); i++ {
+		if st.yes[i]-st.yes[i-1] > 5 {
+			return true
+		}
+	}
+	return false
+}
+
+// waitQuiet waits until nothing that was sent in the last d was answered.
 func (st *stream) waitQuiet(t testing.TB, d, limit time.Duration) {
 	t.Helper()
 	eventually(t, limit, "the VIP stops answering", func() bool {
