@@ -61,9 +61,10 @@ func TestDeadlinesHoldInATimeNamespace(t *testing.T) {
 				t.Fatal("the child is not in a time namespace of its own")
 			}
 			w.mustAnswer(t, false, "before the first refresh")
-			flow := w.client.stream(t, vip4)
-			deadline := c.lease(1, 250*time.Millisecond).Add(-offset)
+			c.lease(1, time.Minute)
 			w.mustAnswer(t, true, "before the deadline")
+			flow := w.client.stream(t, vip4)
+			deadline := c.lease(1, testLease).Add(-offset)
 			flow.waitQuiet(t, 100*time.Millisecond, 3*time.Second)
 			last, _ := flow.answered()
 			if last >= deadline.Add(5*time.Millisecond) || deadline.Sub(last) > 100*time.Millisecond {

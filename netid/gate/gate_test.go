@@ -35,8 +35,9 @@ func TestTheVIPIsShutUntilARefreshAndShutAgainAtTheDeadlineOnEveryWay(t *testing
 		c.open(form)
 		c.vips(1, all...)
 		w.mustAnswer(t, false, "before the first refresh")
-		deadline := c.lease(1, 300*time.Millisecond)
+		c.lease(1, time.Minute)
 		w.mustAnswer(t, true, "before the deadline")
+		deadline := c.lease(1, testLease/2)
 		eventually(t, time.Second, "the deadline passes", func() bool { return boottime() >= deadline })
 		w.mustAnswer(t, false, "after the deadline")
 		c.lease(1, time.Minute)
@@ -123,6 +124,23 @@ func (c *child) rest() (last cluster.Instant) {
 	}
 }
 
+func TestTheKernelTellsOfANewInterface(t *testing.T) {
+	a, b := newSpace(t), newSpace(t)
+	var events *linkEvents
+	a.must(t, "listen", func() (err error) { events, err = openLinkEvents(); return err })
+	defer events.sock.Close()
+	wire(t, a, "new0", b, "new1")
+	for end := time.Now().Add(2 * time.Second); ; {
+		devs, ok, err := events.next(end)
+		if err != nil || !ok {
+			t.Fatalf("no event of a new interface: ok %v, %v", ok, err)
+		}
+		if slices.ContainsFunc(devs, func(d device) bool { return d.name == "new0" && d.framing == ethernet && d.index > 0 }) {
+			return
+		}
+	}
+}
+
 func TestANewInterfaceIsGated(t *testing.T) {
 	eachForm(t, func(t *testing.T, form Form) {
 		w := newWorld(t)
@@ -187,6 +205,36 @@ func TestANextStartShutsWhatTheFormerOneLeftOpenAndTakesOverItsAddresses(t *test
 			})
 		}
 	}
+}
+
+func TestWhatAFormerStartLeftCanBeShutWithoutANewGate(t *testing.T) {
+	eachForm(t, func(t *testing.T, form Form) {
+		w := newWorld(t)
+		c := startChild(t, w.node)
+		c.open(form)
+		c.vips(1, all...)
+		c.lease(1, time.Minute)
+		c.kill()
+		w.mustAnswer(t, true, "after the kill")
+		w.node.must(t, "shut the remains", func() error {
+			tag, _ := tagOf("test")
+			devs, err := listDevices()
+			if err != nil {
+				return err
+			}
+			r, err := findRemains(tag, "hanode_"+tag, devs)
+			if err != nil {
+				return err
+			}
+			defer r.release()
+			known, err := r.shut()
+			if len(known) != len(all) {
+				t.Errorf("addresses of the former start: %v, want %v", known, all)
+			}
+			return err
+		})
+		w.mustAnswer(t, false, "after it was shut")
+	})
 }
 
 // mustBeClean fails if the kernel holds anything of any gate in a namespace.

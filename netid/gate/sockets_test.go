@@ -68,6 +68,8 @@ func TestDestroySocketsEndsEveryConnectionOfTheVIPAndNoOther(t *testing.T) {
 			t.Errorf("%s: the client reads %v, want ECONNRESET", p.name, err)
 		}
 	}
+	_ = udp.SetReadDeadline(time.Now().Add(time.Second))
+	_ = other.server.SetReadDeadline(time.Now().Add(time.Second))
 	if _, err := udp.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 		t.Errorf("the connected UDP socket reads %v, want ECONNABORTED", err)
 	}
