@@ -65,7 +65,7 @@ func TestDeadlinesHoldInATimeNamespace(t *testing.T) {
 			w.mustAnswer(t, true, "before the deadline")
 			flow := w.client.stream(t, vip4)
 			deadline := c.lease(1, testLease).Add(-offset)
-			flow.waitQuiet(t, 100*time.Millisecond, 3*time.Second)
+			waitFor(deadline)
 			last, _ := flow.answered()
 			if last >= deadline.Add(5*time.Millisecond) || deadline.Sub(last) > 100*time.Millisecond {
 				t.Errorf("offset %v: shut %v before the deadline", offset, deadline.Sub(last))

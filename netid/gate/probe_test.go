@@ -165,13 +165,11 @@ func (st *stream) reopened() bool {
 	return false
 }
 
-// waitQuiet waits until nothing that was sent in the last d was answered.
-func (st *stream) waitQuiet(t testing.TB, d, limit time.Duration) {
-	t.Helper()
-	eventually(t, limit, "the VIP stops answering", func() bool {
-		last, _ := st.answered()
-		return boottime().Sub(last) > d
-	})
+// waitFor waits until an instant has passed, and a little more for answers that are under way.
+func waitFor(at cluster.Instant) {
+	for end := at.Add(60 * time.Millisecond); boottime() < end; {
+		time.Sleep(end.Sub(boottime()))
+	}
 }
 
 func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
