@@ -82,11 +82,13 @@ func TestTheVIPFallsSilentAtTheDeadlineWhenTheDaemonIsKilledOrStopped(t *testing
 				deadline = max(deadline, c.rest())
 				waitFor(deadline)
 				for who, st := range map[string]*stream{"outside": outside, "host itself": local} {
+					st.end()
 					last, n := st.answered()
 					if n < 50 || last >= deadline {
 						t.Errorf("%s: %d answers, the last to a request sent %v after the deadline", who, n, last.Sub(deadline))
 					}
-					if early := deadline.Sub(last); early > 120*time.Millisecond {
+					// The last deadline that was told may not have been set.
+					if early := deadline.Sub(st.refused()); early > testRenew+nftMaxSlack {
 						t.Errorf("%s: shut %v before the deadline", who, early)
 					}
 					t.Logf("%s: %d answers, the last %v before the deadline", who, n, deadline.Sub(last))
@@ -486,6 +488,36 @@ func BenchmarkRefresh(b *testing.B) {
 				}
 				return nil
 			})
+		})
+	}
+}
+
+// BenchmarkPacket is what one packet costs in the kernel, as the kernel itself measures it.
+func BenchmarkPacket(b *testing.B) {
+	needsRoot(b)
+	m, err := newMaps("hg1_bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.close()
+	p, err := loadPrograms("hg1_bench", m)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.close()
+	for _, a := range all {
+		if err := m.put(a, 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+	m.setDeadline(1, boottime().Add(time.Hour))
+	for _, s := range append(specimens(vip4, vip6), specimen{"IPv4 of another", ingress, vip4, specimens(vipF.Next(), vip6)[0].data}) {
+		b.Run(s.name, func(b *testing.B) {
+			_, took, err := p[s.dir][ethernet].Benchmark(s.data, max(b.N, 1000), nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(took.Nanoseconds()), "ns/op")
 		})
 	}
 }

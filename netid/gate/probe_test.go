@@ -2,6 +2,7 @@ package gate
 
 import (
 	"encoding/binary"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -102,7 +103,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	st.wg.Add(2)
 	go func() {
 		defer st.wg.Done()
-		defer conn.Close()
+		defer func() { _ = conn.SetReadDeadline(time.Now().Add(answerWait)) }()
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for seq := uint16(0); ; seq++ {
@@ -119,6 +120,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	}()
 	go func() {
 		defer st.wg.Done()
+		defer conn.Close()
 		buf := make([]byte, 256)
 		for {
 			n, _, err := conn.ReadFrom(buf)
@@ -136,6 +138,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	return st
 }
 
+// end stops sending and waits for the answers that are under way.
 func (st *stream) end() {
 	select {
 	case <-st.stop:
@@ -150,6 +153,19 @@ func (st *stream) answered() (cluster.Instant, int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.last, st.got
+}
+
+// refused is when the first request was sent after which none was answered.
+func (st *stream) refused() cluster.Instant {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	first := cluster.Instant(math.MaxInt64)
+	for _, at := range st.sent {
+		if at > st.last {
+			first = min(first, at)
+		}
+	}
+	return first
 }
 
 // reopened says whether requests were answered after five in a row were not.

@@ -51,7 +51,7 @@ func TestDestroySocketsEndsEveryConnectionOfTheVIPAndNoOther(t *testing.T) {
 
 	w.node.must(t, "destroy", func() error {
 		began := time.Now()
-		n, err := DestroySockets([]netip.Addr{vip4, vip6})
+		n, err := DestroySockets([]netip.Addr{vipF, vip4, vip6, netip.MustParseAddr("fd09::77")})
 		t.Logf("%d sockets destroyed in %v", n, time.Since(began))
 		if n != 4 {
 			t.Errorf("%d sockets destroyed, want 4: three TCP connections and a connected UDP socket", n)
@@ -83,6 +83,30 @@ func TestDestroySocketsEndsEveryConnectionOfTheVIPAndNoOther(t *testing.T) {
 		again, err := net.DialTimeout("tcp", l4.Addr().String(), time.Second)
 		if err == nil {
 			again.Close()
+		}
+		return err
+	})
+}
+
+func TestDestroySocketsAsksForManyAddressesAtOnce(t *testing.T) {
+	s := newSpace(t)
+	s.up(t, "lo")
+	var many []netip.Addr
+	a4, a6 := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd01::1")
+	for range 400 {
+		many = append(many, a4, a6)
+		a4, a6 = a4.Next(), a6.Next()
+	}
+	many = append(many, netip.MustParseAddr("127.0.0.1"))
+	s.must(t, "destroy the one on the last address", func() error {
+		c, err := net.Dial("udp", "127.0.0.1:9")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		n, err := DestroySockets(many)
+		if n != 1 {
+			t.Errorf("%d sockets destroyed, want 1", n)
 		}
 		return err
 	})
