@@ -266,7 +266,14 @@ func (n *nftGate) refresh(slot uint32, deadline cluster.Instant) error {
 		if timeout < time.Millisecond {
 			break
 		}
-		if err := n.hot.setTimeout(slot, timeout); err != nil {
+		err := n.hot.setTimeout(slot, timeout)
+		if errors.Is(err, errNoElement) { // somebody flushed the ruleset: not waiting for Run's next look
+			_, err = n.cover(nil)
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
 			return errors.Join(fmt.Errorf("set the deadline of the nftables gate %s: %w", n.table, err), n.hot.close(slot))
 		}
 		took := boottime().Sub(now)
@@ -386,10 +393,17 @@ func nftAddresses(t *nftables.Table) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("reach nftables: %w", err)
 	}
 	var out []netip.Addr
-	for _, name := range []string{nftSlots4, nftSlots6} {
-		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: name, IsMap: true})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("read the nftables set %s of %s: %w", name, t.Name, err)
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return nil, fmt.Errorf("list the sets of nftables table %s: %w", t.Name, err)
+	}
+	for _, s := range sets {
+		if s.Name != nftSlots4 && s.Name != nftSlots6 {
+			continue
+		}
+		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: s.Name, IsMap: true})
+		if err != nil {
+			return nil, fmt.Errorf("read the nftables set %s of %s: %w", s.Name, t.Name, err)
 		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {

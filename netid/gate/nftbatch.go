@@ -149,7 +149,7 @@ func (s *batches) send(b *batch, slot uint32) error {
 	}
 	var err error
 	for range 3 {
-		if err = s.transact(b); err == nil || !errors.Is(err, errExpired) {
+		if err = s.transact(b); err == nil || !errors.Is(err, errNoElement) {
 			break
 		}
 	}
@@ -157,8 +157,8 @@ func (s *batches) send(b *batch, slot uint32) error {
 }
 
 var (
-	errExpired = errors.New("nftables: an element expired during the transaction (ENOENT)")
-	errAnswer  = errors.New("nftables: an answer that is none")
+	errNoElement = errors.New("nftables: no such table, or an element expired during the transaction (ENOENT)")
+	errAnswer    = errors.New("nftables: an answer that is none")
 )
 
 func (s *batches) transact(b *batch) error {
@@ -207,7 +207,7 @@ func (s *batches) answers(b []byte, first, last uint32) (done bool, failed error
 		if code != 0 && failed == nil {
 			failed = unix.Errno(-code)
 			if failed == unix.ENOENT {
-				failed = errExpired
+				failed = errNoElement
 			}
 		}
 		if seq == last || seq == first {
