@@ -332,3 +332,11 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 	c.renew()
 	c.begin(v)
 }
+
+// Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.
+func (c *Core) Verdict(no cluster.ServiceNo) string {
+	if v := c.find(no); v != nil {
+		return v.verdict
+	}
+	return ""
+}
