@@ -70,7 +70,7 @@ type service struct {
 	gen    cluster.Generation // of the last Grant seen: tells a Grant from a Bump
 
 	// Holder side.
-	closing   bool          // Close was ordered and Shut has not come
+	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
 	releasing *Release
 	nextRel   cluster.Instant

@@ -63,7 +63,7 @@ type gate struct {
 	closing  int           // orders to close that were not yet answered
 	failed   bool          // the last answer was that it could not be made sure
 	acked    cluster.Epoch // the newest epoch that a voter has acknowledged
-	stuck    bool          // for the plant
+	busy     int64         // until when earlier orders to the processes take: one goroutine does them in order
 }
 
 func (h *host) gate(n cluster.ServiceNo) *gate {
@@ -130,7 +130,7 @@ func (h *host) start() {
 	}
 	h.up, h.paused, h.life = true, false, h.life+1
 	for _, g := range h.gates {
-		g.open, g.until, g.closing, g.failed, g.acked, g.stuck = false, min(g.until, w.t), 0, false, 0, false
+		g.open, g.until, g.closing, g.failed, g.acked, g.busy = false, min(g.until, w.t), 0, false, 0, 0
 	}
 	h.inbox, h.deferred, h.rest, h.tickAt, h.proposals = nil, nil, nil, 0, 0
 	h.orders = map[uint64]string{}
@@ -332,6 +332,12 @@ func (h *host) act(a core.Action) {
 	}
 }
 
+// orderly is a time for an order to the processes, after those before it.
+func (g *gate) orderly(t int64, d time.Duration) time.Duration {
+	g.busy = max(g.busy, t) + int64(d)
+	return time.Duration(g.busy - t)
+}
+
 // later runs f on this run's loop after a while.
 func (h *host) later(d time.Duration, f func()) {
 	life := h.life
@@ -364,6 +370,7 @@ func (h *host) local(a core.Action) {
 		if w.chance(8) {
 			err = errLocal
 		}
+		d = h.gate(a.Service).orderly(w.t, d)
 		h.later(d, func() { h.step(core.Drained{Service: a.Service, Epoch: a.Epoch, Err: err}) })
 	case core.Restart, core.Restore:
 		n := cluster.ServiceNo(0)
@@ -372,7 +379,7 @@ func (h *host) local(a core.Action) {
 		} else {
 			n = a.(core.Restore).Service
 		}
-		h.later(w.between(time.Millisecond, 200*time.Millisecond), func() { h.step(core.Health{Service: n, Ready: true}) })
+		h.later(h.gate(n).orderly(w.t, w.between(time.Millisecond, 200*time.Millisecond)), func() { h.step(core.Health{Service: n, Ready: true}) })
 	case core.Joined, core.SpecChanged:
 		if h.role == cluster.RoleNode {
 			h.later(w.between(0, 100*time.Millisecond), h.ready)
@@ -403,15 +410,17 @@ func (h *host) extend(a core.Extend) {
 	if a.First && g.acked < a.Epoch && !h.alone() {
 		w.fail("%s serves %s in epoch %d before any voter has acknowledged it", h.name, g.name, a.Epoch)
 	}
-	if !a.First && g.epoch != 0 && (!g.open || now >= g.deadline) && w.o.Plant == "" {
+	if !a.First && a.Deadline > now && (!g.open || now >= g.deadline) && w.o.Plant == "" {
 		w.fail("%s opens %s again in epoch %d, %v after its gate had shut", h.name, g.name, a.Epoch, now.Sub(g.deadline))
 	}
 	g.epoch, g.deadline, g.open, g.failed = a.Epoch, a.Deadline, true, false
 	if w.o.Plant == "serve-past-deadline" {
 		g.deadline = g.deadline.Add(a.TTL / 2)
 	}
-	w.checkOne(h, g)
-	g.until = h.real(g.deadline)
+	if g.deadline > now { // an order that a pause has held back opens nothing
+		w.checkOne(h, g)
+		g.until = h.real(g.deadline)
+	}
 	if a.First {
 		h.later(w.between(0, 100*time.Millisecond), func() { h.step(core.Health{Service: a.Service, Ready: true}) })
 	}
@@ -450,6 +459,7 @@ func (h *host) close(a core.Close) {
 	if h.role == cluster.RoleWitness {
 		d = 0
 	}
+	d = g.orderly(w.t, d)
 	var err error
 	if w.chance(12) {
 		err = errLocal
@@ -463,7 +473,7 @@ func (h *host) close(a core.Close) {
 			}
 		} else {
 			g.failed = true
-			h.later(w.between(time.Millisecond, 2*time.Second), func() { // what could not be stopped is killed
+			h.later(g.orderly(w.t, w.between(time.Millisecond, 2*time.Second)), func() { // what could not be stopped is killed
 				g.failed = false
 				if g.epoch == e && !g.open {
 					shut()

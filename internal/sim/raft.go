@@ -446,6 +446,8 @@ func (w *world) arrive(p *proposal, l *host, life uint32, until int64, again fun
 		}
 	case !l.raft.mine:
 		again()
+	case l.removed(p.by):
+		// its certificate is no longer taken: the time-out answers
 	default:
 		p.ready = w.t + int64(w.disk()+w.latency(l.i, p.by.i))
 		l.raft.pending = append(l.raft.pending, p)
@@ -455,4 +457,10 @@ func (w *world) arrive(p *proposal, l *host, life uint32, until int64, again fun
 			}
 		})
 	}
+}
+
+// removed says whether this member has applied the removal of another one.
+func (h *host) removed(o *host) bool {
+	m := h.core.State().Member(no(o.i))
+	return m == nil || m.Removed
 }
