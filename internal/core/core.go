@@ -70,7 +70,7 @@ type service struct {
 	gen    cluster.Generation // of the last Grant seen: tells a Grant from a Bump
 
 	// Holder side.
-	closing   bool          // Close was ordered and Shut has not come
+	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
 	releasing *Release
 	nextRel   cluster.Instant
@@ -332,4 +332,12 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 	c.nextRenew = c.now
 	c.renew()
 	c.begin(v)
+}
+
+// Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.
+func (c *Core) Verdict(no cluster.ServiceNo) string {
+	if v := c.find(no); v != nil {
+		return v.verdict
+	}
+	return ""
 }

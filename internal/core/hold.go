@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -105,7 +106,7 @@ func (c *Core) end(v *service, why string, already bool) {
 	}
 	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
 	v.holder.Sticky = false
-	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: why}
+	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: clip(why, 300)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: why})
 }
 
@@ -124,13 +125,13 @@ func (c *Core) onShut(e Shut) {
 	if v == nil || !v.closing || e.Epoch != v.closeOf {
 		return
 	}
-	v.closing = false
 	if e.Err != nil {
-		v.releasing = nil
+		// Not yet: another Shut comes when what could not be stopped has been killed.
 		c.do(Alarm{Code: "not-shut", Object: c.name(v), Severity: "crit", Text: "could not make sure that everything is shut: " + e.Err.Error(),
 			Remedy: "the lease runs out by itself; look at the processes of the service"})
 		return
 	}
+	v.closing = false
 	if o := v.order; o != nil && o.What == "stop" {
 		c.do(OrderDone{Service: v.no, ID: o.ID, Epoch: v.holder.Epoch})
 		v.order = nil
@@ -202,6 +203,14 @@ func (c *Core) onOrder(o *Order) {
 	c.moveAway(v, o)
 }
 
+// clip bounds what goes into a Release, which is one frame.
+func clip(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n-3], "") + "..."
+	}
+	return s
+}
+
 // moveAway begins to give the service up.
 func (c *Core) moveAway(v *service, o *Order) {
 	o.at = c.now
@@ -245,8 +254,8 @@ func (c *Core) goOn(v *service) {
 		return
 	}
 	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
-	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, To: o.to, What: o.What, By: o.By, Reason: o.Reason,
-		Why: o.Reason, Since: c.now.Sub(o.at)}
+	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, To: o.to, What: clip(o.What, 20), By: clip(o.By, 100),
+		Reason: clip(o.Reason, 300), Why: clip(o.Reason, 300), Since: c.now.Sub(o.at)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: o.What + " ordered by " + o.By, Planned: true})
 }
 
