@@ -21,8 +21,8 @@ func (s *service) onCheck(c agent.Status) {
 		all[k] = v
 	}
 	specs, healthy := s.spec.Checks, s.spec.Healthy
-	ready := agent.Ready(all, specs, healthy)
-	failed, why := agent.Failed(all, specs, healthy)
+	ready := agent.Ready(all, specs, healthy, s.role())
+	failed, why := agent.Failed(all, specs, healthy, s.role())
 	judging := s.readyAt != 0 || s.pastStart()
 	s.mu.Unlock()
 	s.w.log.Info("check", "service", s.name, "check", c.Name, "state", string(c.State), "output", c.Output)

@@ -198,6 +198,7 @@ func (s *service) begin(o orderOpen) {
 	s.openedAt, s.readyAt, s.steps = o.at, 0, nil
 	s.zero = o.at.Add(-o.since)
 	s.health = healthState{up: s.health.up && s.spec.Hot()}
+	s.checks = nil
 }
 
 func (s *service) step(what, detail string) {
@@ -305,7 +306,7 @@ func (s *service) asStandby() {
 		}
 	})
 	s.mu.Lock()
-	s.health = healthState{}
+	s.health, s.checks = healthState{}, nil
 	s.mu.Unlock()
 }
 
