@@ -3,7 +3,9 @@ package gate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -363,6 +365,7 @@ func TestAnAddressBelongsToOneServiceOnly(t *testing.T) {
 			t.Error("a forgotten address is still dropped")
 		}
 		c.vips(2, vip6, vip4)
+		c.lease(2, time.Minute)
 		if !w.client.ping(t, vip4) {
 			t.Error("an address that moved to an open service is shut")
 		}
@@ -372,6 +375,35 @@ func TestAnAddressBelongsToOneServiceOnly(t *testing.T) {
 		if w.client.ping(t, vip4) {
 			t.Error("a deadline that cannot be right left the gate open")
 		}
+	})
+}
+
+func TestOperatorsCanListTheRuleset(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skipf("needs nft(8): %v", err)
+	}
+	s := newSpace(t)
+	s.up(t, "lo")
+	s.must(t, "list", func() error {
+		g, err := Open(Config{Form: NFT, Name: "test"})
+		if err != nil {
+			return err
+		}
+		defer g.Remove()
+		if err := errors.Join(g.SetVIPs(1, all), g.Refresh(1, boottime().Add(time.Minute))); err != nil {
+			return err
+		}
+		listed, err := exec.Command(nft, "list", "ruleset").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w", listed, err)
+		}
+		for _, want := range []string{vip6.String() + " timeout 59s", "ip daddr @known4 ip daddr != @open4 counter", "arp saddr ip @known4"} {
+			if !strings.Contains(string(listed), want) {
+				t.Errorf("the list does not contain %q:\n%s", want, listed)
+			}
+		}
+		return nil
 	})
 }
 
