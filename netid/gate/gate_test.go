@@ -161,7 +161,7 @@ func TestANewInterfaceIsGated(t *testing.T) {
 		}
 		eventually(t, 2*time.Second, "the VIP is shut on the new interface", func() bool { return !late.ping(t, vip4) })
 		c.lease(1, time.Minute)
-		if !late.ping(t, vip4) {
+		if !late.reaches(t, vip4) {
 			t.Error("the VIP does not answer on the new interface while open")
 		}
 	})
@@ -194,13 +194,13 @@ func TestANextStartShutsWhatTheFormerOneLeftOpenAndTakesOverItsAddresses(t *test
 					t.Error("the VIP answered again after it had been shut")
 				}
 				second.lease(1, time.Minute)
-				if !w.client.ping(t, vip4) || w.client.ping(t, vip6) {
+				if !w.client.reaches(t, vip4) || w.client.ping(t, vip6) {
 					t.Error("after SetVIPs and Refresh: the claimed address must answer and the stranger must not")
 				}
 				if got := second.do(order{Do: "strangers"}).VIPs; len(got) != 2 {
 					t.Errorf("strangers: %v, want the two that were not claimed", got)
 				}
-				if !w.client.ping(t, vip6) {
+				if !w.client.reaches(t, vip6) {
 					t.Error("an address that no service has is still shut")
 				}
 				second.do(order{Do: "remove"})
@@ -332,7 +332,7 @@ func TestAShutNodeStaysAClientOfTheActiveOne(t *testing.T) {
 		c := startChild(t, w.node)
 		c.open(form)
 		c.vips(1, theirs4, theirs6)
-		if !w.node.ping(t, theirs4) || !w.node.ping(t, theirs6) {
+		if !w.node.reaches(t, theirs4) || !w.node.reaches(t, theirs6) {
 			t.Error("the host of a shut gate cannot reach the VIP where it is active")
 		}
 	})
@@ -357,16 +357,16 @@ func TestAnAddressBelongsToOneServiceOnly(t *testing.T) {
 			}
 		}
 		c.lease(2, time.Minute)
-		if !w.client.ping(t, vip6) || w.client.ping(t, vip4) {
+		if !w.client.reaches(t, vip6) || w.client.ping(t, vip4) {
 			t.Error("a refresh of one service must open that one only")
 		}
 		c.vips(1)
-		if !w.client.ping(t, vip4) {
+		if !w.client.reaches(t, vip4) {
 			t.Error("a forgotten address is still dropped")
 		}
 		c.vips(2, vip6, vip4)
 		c.lease(2, time.Minute)
-		if !w.client.ping(t, vip4) {
+		if !w.client.reaches(t, vip4) {
 			t.Error("an address that moved to an open service is shut")
 		}
 		if a := c.try(order{Do: "lease", Service: 2, Lease: time.Hour}); a.Err == "" {
@@ -416,12 +416,12 @@ func TestTwoGatesInOneNamespaceDoNotDisturbEachOther(t *testing.T) {
 	a.lease(1, time.Minute)
 	b.do(order{Do: "open", Config: childConfig{Form: TCX, Name: "another"}})
 	b.vips(1, vip6)
-	if !w.client.ping(t, vip4) {
+	if !w.client.reaches(t, vip4) {
 		t.Error("another gate's start shut this one")
 	}
 	b.do(order{Do: "remove"})
 	a.do(order{Do: "refresh", Service: 1})
-	if w.client.ping(t, vip4) || !w.client.ping(t, vip6) {
+	if w.client.ping(t, vip4) || !w.client.reaches(t, vip6) {
 		t.Error("another gate's removal took this one along, or left its own")
 	}
 }
