@@ -52,9 +52,8 @@ type faults struct {
 	ttlAlone            bool // a member raises its TTL by itself
 	grantUnjoined       bool // the leader grants to a run whose Join is not committed
 	receiptTime         bool // counts from the receipt
-	gateKeepsOpen       bool // does not look at the clock again after the gate was refreshed
-	wallClock           bool // a lease by a clock that can be set
-	leaderServes        bool // serves because it is the leader
+	confirmEarly        bool // confirms a voter set while its gates are open by the older one alone
+	confirmAsBump       bool // takes a Bump for a confirmation
 
 	// Data.
 	pendingSurvive    bool // pending operations survive deposition
@@ -131,6 +130,7 @@ func (b *bench) granted(w *world, m int, e, ttl uint8) {
 	}
 	b.storeHolder(w, m)
 	x.lo, x.hi = w.sees(m).lo, w.sees(m).hi
+	x.gate = 0 // Close is done before Begin
 	x.closing, x.releasing, x.sticking, x.unstuck = false, 0, false, 0
 	x.confirmedC = w.sees(m).hi + 1
 	x.inbox = [maxNo + 1]ackMsg{}

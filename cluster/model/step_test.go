@@ -316,6 +316,10 @@ func (b *bench) holderSteps(w *world, m int) {
 	b.stickySteps(w, m)
 	if newest := w.sees(m).hi + 1; c.voterChange && x.confirmedC < newest && w.sees(m).epoch == x.epoch && w.sees(m).confirmed < newest && x.phase == uint8(lease.Serving) {
 		b.try(w, action{k: doConfirm, a: u}, func(n *world) bool {
+			h := b.loadHolder(n, m)
+			if f := c.code.fresh(h, now); f <= now || f < x.gate.at() && !c.code.confirmEarly {
+				return false
+			}
 			n.m[m].confirmedC = newest
 			n.confirm = [2]uint8{x.epoch, newest}
 			return true
