@@ -8,9 +8,9 @@
 // runs probes one after the other, each bounded by its time-out. A check that hangs is a failure after its time-out, and
 // delays only itself.
 //
-// A verdict is for one tenure: start a new Agent when the service starts, ends with the tenure, so that a late result of
-// the old tenure cannot condemn the new one. While the processes of the service are suspended, Pause: results of a frozen
-// program prove nothing.
+// A verdict is for one role: when the member's role changes, every check begins anew, and the result of a run that was
+// under way is dropped, so that it cannot condemn the new tenure. Between two roles, and while the service is suspended,
+// Role returns "": then no check runs, because the results of a frozen program prove nothing.
 package agent
 
 import (
@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -30,32 +29,32 @@ import (
 
 // Deps is the agent's world.
 type Deps struct {
-	Self         string        // path of our own binary for the exec step; "": /proc/self/exe
-	Group        *cgroup.Group // exec checks run in groups below it; it must not be within the service's own group, which may be frozen. nil: none
-	Env          []string      // added to the environment of exec checks: HANODE_SERVICE, HANODE_ROLE ...
-	StartTimeout time.Duration // the longest start_timeout of the service's processes: until then nothing is condemned that never succeeded
-	Log          *slog.Logger  // nil: none
+	Log          *slog.Logger           // nil: none
+	Now          func() cluster.Instant // nil: CLOCK_BOOTTIME
+	Role         func() string          // of this member now: active, standby, witness; "": run nothing. nil: active
+	Self         string                 // path of our own binary for the exec step; "": /proc/self/exe
+	Group        *cgroup.Group          // of the service: exec checks are killed with it, and never frozen. nil: none
+	Env          []string               // added to the environment of exec checks
+	StartTimeout time.Duration          // the longest start_timeout of the service's processes: until then nothing is condemned that never succeeded
 }
 
-// State is how one check stands.
-type State struct {
-	Name    string
-	Verdict Verdict
-	Ready   bool   // it has succeeded once
-	Output  string // of the last run
-	Took    time.Duration
-	Row     int             // failures in a row
-	Since   cluster.Instant // when the verdict became this one
-	At      cluster.Instant // of the last run; 0: none yet
+// Status is how one check stands.
+type Status struct {
+	Name     string
+	State    State
+	Output   string          // of the last run
+	Took     time.Duration   // of the last run
+	Since    cluster.Instant // when the state became this one
+	Failures int             // in a row
+	LastOK   cluster.Instant // 0: not since this member has its role
 }
 
-// Agent runs the checks of one service on one member for one tenure.
+// Agent runs the checks of one service on one member.
 type Agent struct {
 	deps     Deps
 	log      *slog.Logger
 	checks   []*check
-	onChange func(State)
-	paused   atomic.Bool
+	onChange func(Status)
 
 	mu sync.Mutex // guards the states, and keeps the calls of onChange in order
 }
@@ -63,12 +62,18 @@ type Agent struct {
 type check struct {
 	spec  cluster.CheckSpec
 	probe probe
-	state State
+	state Status
 }
 
 // New prepares the checks and starts nothing. Its error names every check that cannot be run. onChange is called when
-// the verdict or the readiness of a check changes, one call at a time; it must return quickly.
-func New(specs []cluster.CheckSpec, deps Deps, onChange func(State)) (*Agent, error) {
+// the state of a check changes and after each failed run, one call at a time; it must return quickly.
+func New(specs []cluster.CheckSpec, deps Deps, onChange func(Status)) (*Agent, error) {
+	if deps.Now == nil {
+		deps.Now = rt.Now
+	}
+	if deps.Role == nil {
+		deps.Role = func() string { return "active" }
+	}
 	a := &Agent{deps: deps, log: deps.Log, onChange: onChange}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -77,7 +82,7 @@ func New(specs []cluster.CheckSpec, deps Deps, onChange func(State)) (*Agent, er
 	for _, spec := range specs {
 		p, err := newProbe(spec, deps)
 		errs = append(errs, err)
-		a.checks = append(a.checks, &check{spec: spec, probe: p, state: State{Name: spec.Name, Verdict: Unknown}})
+		a.checks = append(a.checks, &check{spec: spec, probe: p, state: Status{Name: spec.Name, State: StateUnknown}})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -86,7 +91,7 @@ func New(specs []cluster.CheckSpec, deps Deps, onChange func(State)) (*Agent, er
 }
 
 // Run runs the checks until ctx ends: New and Agent.Run in one.
-func Run(ctx context.Context, specs []cluster.CheckSpec, deps Deps, onChange func(State)) error {
+func Run(ctx context.Context, specs []cluster.CheckSpec, deps Deps, onChange func(Status)) error {
 	a, err := New(specs, deps, onChange)
 	if err != nil {
 		return err
@@ -94,15 +99,12 @@ func Run(ctx context.Context, specs []cluster.CheckSpec, deps Deps, onChange fun
 	return a.Run(ctx)
 }
 
-// From returns the checks that are run from a role: active, standby or witness.
-func From(specs []cluster.CheckSpec, role string) []cluster.CheckSpec {
-	var out []cluster.CheckSpec
-	for _, s := range specs {
-		if slices.Contains(s.From, role) || len(s.From) == 0 && role == "active" {
-			out = append(out, s)
-		}
+// runsIn says whether a check is run by members of a role.
+func runsIn(spec *cluster.CheckSpec, role string) bool {
+	if role == "" {
+		return false
 	}
-	return out
+	return slices.Contains(spec.From, role) || len(spec.From) == 0 && role == "active"
 }
 
 // Run runs every check at once and then each at its interval, until ctx ends.
@@ -116,42 +118,33 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// Pause and resume: while paused no check runs, and a result of a run that was under way is dropped.
-func (a *Agent) Pause(paused bool) { a.paused.Store(paused) }
-
 // States returns how the checks stand, in file order.
-func (a *Agent) States() []State {
+func (a *Agent) States() []Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := make([]State, 0, len(a.checks))
+	out := make([]Status, 0, len(a.checks))
 	for _, c := range a.checks {
 		out = append(out, c.state)
 	}
 	return out
 }
 
-// Ready says whether every check has succeeded at least once.
-func (a *Agent) Ready() bool {
-	for _, s := range a.States() {
-		if !s.Ready {
-			return false
-		}
-	}
-	return true
-}
-
 func (a *Agent) loop(ctx context.Context, c *check) {
-	judge := NewJudge(c.spec, rt.Now(), a.deps.StartTimeout)
 	defer a.tidy(c)
 	tick := time.NewTicker(c.spec.Every)
 	defer tick.Stop()
+	role, judge := "", NewJudge(c.spec, a.deps.Now(), a.deps.StartTimeout)
 	for {
-		if !a.paused.Load() {
+		if now := a.deps.Role(); now != role { // a new tenure
+			role, judge = now, NewJudge(c.spec, a.deps.Now(), a.deps.StartTimeout)
+			a.reset(c)
+		}
+		if runsIn(&c.spec, role) {
 			r := once(ctx, c.probe, c.spec.Timeout)
 			if ctx.Err() != nil {
 				return // what ended with us proves nothing
 			}
-			if !a.paused.Load() {
+			if a.deps.Role() == role {
 				a.take(c, judge, r)
 			}
 		}
@@ -168,7 +161,7 @@ func (a *Agent) tidy(c *check) {
 	if a.deps.Group == nil || c.spec.Kind != "exec" {
 		return
 	}
-	g, err := a.deps.Group.Sub(c.spec.Name)
+	g, err := a.deps.Group.Sub(groupOf(c.spec))
 	if err == nil {
 		wait, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -179,19 +172,37 @@ func (a *Agent) tidy(c *check) {
 	}
 }
 
-// take judges a result and tells of a change.
+// groupOf keeps a check apart from a process of the same name.
+func groupOf(spec cluster.CheckSpec) string { return "check." + spec.Name }
+
+// reset forgets what a former role's runs have shown.
+func (a *Agent) reset(c *check) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old := c.state.State
+	c.state = Status{Name: c.spec.Name, State: StateUnknown, Since: a.deps.Now()}
+	if old != StateUnknown && a.onChange != nil {
+		a.onChange(c.state)
+	}
+}
+
+// take judges a result and tells of it if somebody should know.
 func (a *Agent) take(c *check, judge *Judge, r Result) {
-	now := rt.Now()
-	v := judge.Step(now, r)
+	now := a.deps.Now()
+	state := judge.Step(now, r)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	old := c.state
-	c.state = State{Name: c.spec.Name, Verdict: v, Ready: judge.Ready(), Output: r.Output, Took: r.Took, Row: judge.Row(), Since: old.Since, At: now}
-	if old.Verdict == v && old.Ready == c.state.Ready {
+	c.state = Status{Name: c.spec.Name, State: state, Output: r.Output, Took: r.Took, Since: old.Since, Failures: judge.Row(), LastOK: old.LastOK}
+	if r.OK {
+		c.state.LastOK = now
+	}
+	if old.State != state {
+		c.state.Since = now
+		a.log.Info("a check changed", "check", c.spec.Name, "from", string(old.State), "to", string(state), "output", r.Output, "took", r.Took)
+	} else if r.OK {
 		return
 	}
-	c.state.Since = now
-	a.log.Info("a check changed", "check", c.spec.Name, "from", string(old.Verdict), "to", string(v), "output", r.Output, "took", r.Took)
 	if a.onChange != nil {
 		a.onChange(c.state)
 	}

@@ -196,76 +196,120 @@ func TestChecksThatCannotBeRunAreRefusedWithWhatCan(t *testing.T) {
 	}
 }
 
-func TestChangesAreToldOnceAndStatesCanBeRead(t *testing.T) {
+func TestChangesAndFailuresAreToldAndARoleBeginsAnew(t *testing.T) {
 	var healthy atomic.Bool
+	var role atomic.Value
+	role.Store("active")
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !healthy.Load() {
 			w.WriteHeader(503)
 		}
 	}))
 	defer srv.Close()
-	changes := make(chan State, 100)
-	c := spec("http", srv.URL)
-	a, err := New([]cluster.CheckSpec{c}, Deps{StartTimeout: time.Hour}, func(s State) { changes <- s })
+	told := make(chan Status, 10000)
+	a, err := New([]cluster.CheckSpec{spec("http", srv.URL)}, Deps{StartTimeout: time.Hour, Role: func() string { return role.Load().(string) }}, func(s Status) { told <- s })
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	expect := func(want ...Verdict) {
+	wait := func(want State) Status {
 		t.Helper()
-		for _, v := range want {
+		give := time.After(5 * time.Second)
+		for {
 			select {
-			case s := <-changes:
-				if s.Verdict != v {
-					t.Fatalf("%+v, want %s", s, v)
+			case s := <-told:
+				if s.State == want {
+					return s
 				}
-			case <-time.After(5 * time.Second):
-				t.Fatalf("%s did not come; %+v", v, a.States())
+			case <-give:
+				t.Fatalf("%s did not come; %+v", want, a.States())
 			}
 		}
 	}
-	ran := a.States()[0].At
-	for deadline := time.Now().Add(5 * time.Second); a.States()[0].At == ran; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("never ran")
-		}
-	}
-	if a.Ready() || len(changes) != 0 {
-		t.Error("condemned or ready before the first success")
+	if s := wait(StateUnknown); s.Output == "" || s.LastOK != 0 {
+		t.Errorf("before the first success: %+v", s)
 	}
 	healthy.Store(true)
-	expect(OK)
-	if !a.Ready() {
-		t.Error("not ready after a success")
+	if s := wait(StateOK); s.LastOK == 0 || s.Failures != 0 {
+		t.Errorf("%+v", s)
 	}
 	healthy.Store(false)
-	expect(Failing, Failed)
-	a.Pause(true)
-	time.Sleep(30 * time.Millisecond)
-	healthy.Store(true)
-	time.Sleep(30 * time.Millisecond)
-	if len(changes) != 0 {
-		t.Error("a paused check told something")
+	wait(StateFailing)
+	if s := wait(StateFailed); s.Failures != 2 || !strings.HasPrefix(s.Output, "503") {
+		t.Errorf("%+v", s)
 	}
-	a.Pause(false)
-	expect(OK)
+	if s := wait(StateFailed); s.Failures != 3 {
+		t.Errorf("a failure that goes on is not told: %+v", s)
+	}
+	role.Store("standby") // the check is the active's: it stops and forgets
+	if s := wait(StateUnknown); s.Failures != 0 || s.LastOK != 0 {
+		t.Errorf("%+v", s)
+	}
+	time.Sleep(30 * time.Millisecond)
+	if len(told) != 0 {
+		t.Error("it runs on in the wrong role")
+	}
+	healthy.Store(true)
+	role.Store("active")
+	wait(StateOK)
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }
 
-func TestChecksAreChosenByWhereTheyRun(t *testing.T) {
-	specs := []cluster.CheckSpec{{Name: "a"}, {Name: "b", From: []string{"active", "witness"}}, {Name: "c", From: []string{"standby"}}}
-	names := func(role string) (out string) {
-		for _, s := range From(specs, role) {
-			out += s.Name
+func TestChecksAreRunByTheRolesThatTheyName(t *testing.T) {
+	for from, roles := range map[string]string{"": "active", "active,witness": "active witness", "standby": "standby"} {
+		c := cluster.CheckSpec{}
+		if from != "" {
+			c.From = strings.Split(from, ",")
 		}
-		return out
+		var got []string
+		for _, r := range []string{"", "active", "standby", "witness"} {
+			if runsIn(&c, r) {
+				got = append(got, r)
+			}
+		}
+		if strings.Join(got, " ") != roles {
+			t.Errorf("from %q: %v", from, got)
+		}
 	}
-	if names("active") != "ab" || names("standby") != "c" || names("witness") != "b" {
-		t.Error(names("active"), names("standby"), names("witness"))
+}
+
+func TestHealthIsAllAnyOrANumberOfChecks(t *testing.T) {
+	specs := []cluster.CheckSpec{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "outside", From: []string{"witness"}}}
+	all := func(states ...State) map[string]Status {
+		m := map[string]Status{"outside": {Name: "outside", State: StateFailed}}
+		for i, s := range states {
+			m[specs[i].Name] = Status{Name: specs[i].Name, State: s, Output: "out"}
+		}
+		return m
+	}
+	for _, c := range []struct {
+		healthy       string
+		states        map[string]Status
+		ready, failed bool
+	}{
+		{"all", all(StateOK, StateOK, StateOK), true, false},
+		{"all", all(StateOK, StateOK), false, false},
+		{"all", all(StateOK, StateOK, StateFailing), false, false},
+		{"all", all(StateOK, StateOK, StateFailed), false, true},
+		{"any", all(StateFailed, StateFailed, StateOK), true, false},
+		{"any", all(StateFailed, StateFailed), false, false},
+		{"any", all(StateFailed, StateFailed, StateFailed), false, true},
+		{"2", all(StateOK, StateOK, StateFailed), true, false},
+		{"2", all(StateOK, StateFailed, StateFailed), false, true},
+		{"9", all(StateOK, StateOK, StateOK), true, false},
+		{"", all(StateOK, StateFailed, StateOK), false, true},
+	} {
+		failed, why := Failed(c.states, specs, c.healthy)
+		if ready := Ready(c.states, specs, c.healthy); ready != c.ready || failed != c.failed || failed != (why != "") {
+			t.Errorf("healthy = %q with %v: ready %v, failed %v (%s)", c.healthy, c.states, ready, failed, why)
+		}
+	}
+	if !Ready(nil, nil, "any") {
+		t.Error("a service without checks is ready")
 	}
 }

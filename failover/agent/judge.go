@@ -6,14 +6,14 @@ import (
 	"github.com/hanode/hanode/cluster"
 )
 
-// Verdict is what a check says about its object.
-type Verdict string
+// State is how a check stands: its verdict about its object.
+type State string
 
 const (
-	Unknown Verdict = "unknown" // it has not succeeded yet, and start_timeout has not ended
-	OK      Verdict = "ok"
-	Failing Verdict = "failing" // the last results were failures, too few to condemn
-	Failed  Verdict = "failed"  // condemned: on_failure applies
+	StateUnknown State = "unknown" // it has not succeeded yet, and start_timeout has not ended
+	StateOK      State = "ok"
+	StateFailing State = "failing" // the last results were failures, too few to condemn
+	StateFailed  State = "failed"  // condemned: on_failure applies
 )
 
 // Result is one run of a check.
@@ -31,7 +31,7 @@ type Judge struct {
 	failures int
 	within   time.Duration
 	grace    cluster.Instant // until then a check that never succeeded condemns nothing
-	verdict  Verdict
+	verdict  State
 	ready    bool // succeeded once
 	row      int  // failures in a row that count
 	since    cluster.Instant
@@ -39,14 +39,14 @@ type Judge struct {
 
 // NewJudge begins a tenure of the service at now. startTimeout is the longest start_timeout of its processes.
 func NewJudge(spec cluster.CheckSpec, now cluster.Instant, startTimeout time.Duration) *Judge {
-	return &Judge{failures: max(spec.Failures, 1), within: spec.For, grace: now.Add(startTimeout), verdict: Unknown}
+	return &Judge{failures: max(spec.Failures, 1), within: spec.For, grace: now.Add(startTimeout), verdict: StateUnknown}
 }
 
 // Step takes a result that came in at now and returns the verdict.
-func (j *Judge) Step(now cluster.Instant, r Result) Verdict {
+func (j *Judge) Step(now cluster.Instant, r Result) State {
 	switch {
 	case r.OK:
-		j.ready, j.row, j.verdict = true, 0, OK
+		j.ready, j.row, j.verdict = true, 0, StateOK
 		return j.verdict
 	case !j.ready && now < j.grace:
 		return j.verdict
@@ -61,9 +61,9 @@ func (j *Judge) Step(now cluster.Instant, r Result) Verdict {
 	}
 	switch {
 	case condemned:
-		j.verdict = Failed
-	case j.verdict != Failed:
-		j.verdict = Failing
+		j.verdict = StateFailed
+	case j.verdict != StateFailed:
+		j.verdict = StateFailing
 	}
 	return j.verdict
 }

@@ -15,27 +15,27 @@ func TestVerdicts(t *testing.T) {
 	type step struct {
 		at   time.Duration
 		ok   bool
-		want Verdict
+		want State
 	}
 	for name, c := range map[string]struct {
 		spec  cluster.CheckSpec
 		steps []step
 	}{
 		"unknown until the first success": {cluster.CheckSpec{Failures: 3},
-			[]step{{1 * s, false, Unknown}, {2 * s, false, Unknown}, {3 * s, true, OK}}},
+			[]step{{1 * s, false, StateUnknown}, {2 * s, false, StateUnknown}, {3 * s, true, StateOK}}},
 		"the third failure in a row condemns": {cluster.CheckSpec{Failures: 3},
-			[]step{{0, true, OK}, {1 * s, false, Failing}, {2 * s, false, Failing}, {3 * s, false, Failed}, {4 * s, false, Failed}}},
+			[]step{{0, true, StateOK}, {1 * s, false, StateFailing}, {2 * s, false, StateFailing}, {3 * s, false, StateFailed}, {4 * s, false, StateFailed}}},
 		"a success between acquits": {cluster.CheckSpec{Failures: 2},
-			[]step{{0, true, OK}, {1 * s, false, Failing}, {2 * s, true, OK}, {3 * s, false, Failing}, {4 * s, false, Failed}, {5 * s, true, OK}}},
+			[]step{{0, true, StateOK}, {1 * s, false, StateFailing}, {2 * s, true, StateOK}, {3 * s, false, StateFailing}, {4 * s, false, StateFailed}, {5 * s, true, StateOK}}},
 		"after start_timeout failures count even without a success": {cluster.CheckSpec{Failures: 2},
-			[]step{{59 * s, false, Unknown}, {60 * s, false, Failing}, {61 * s, false, Failed}, {62 * s, true, OK}}},
-		"one failure may be enough": {cluster.CheckSpec{Failures: 1}, []step{{0, true, OK}, {1 * s, false, Failed}}},
-		"0 failures is taken for 1": {cluster.CheckSpec{}, []step{{0, true, OK}, {1 * s, false, Failed}}},
+			[]step{{59 * s, false, StateUnknown}, {60 * s, false, StateFailing}, {61 * s, false, StateFailed}, {62 * s, true, StateOK}}},
+		"one failure may be enough": {cluster.CheckSpec{Failures: 1}, []step{{0, true, StateOK}, {1 * s, false, StateFailed}}},
+		"0 failures is taken for 1": {cluster.CheckSpec{}, []step{{0, true, StateOK}, {1 * s, false, StateFailed}}},
 		"`for` counts time instead": {cluster.CheckSpec{Failures: 1, For: 10 * s},
-			[]step{{0, true, OK}, {1 * s, false, Failing}, {10 * s, false, Failing}, {11 * s, false, Failed}}},
+			[]step{{0, true, StateOK}, {1 * s, false, StateFailing}, {10 * s, false, StateFailing}, {11 * s, false, StateFailed}}},
 		"`for` begins anew after a success": {cluster.CheckSpec{For: 2 * s},
-			[]step{{0, true, OK}, {1 * s, false, Failing}, {2 * s, true, OK}, {3 * s, false, Failing}, {4 * s, false, Failing}, {5 * s, false, Failed}}},
-		"one failure is never a time": {cluster.CheckSpec{For: 1}, []step{{0, true, OK}, {9 * s, false, Failing}, {10 * s, false, Failed}}},
+			[]step{{0, true, StateOK}, {1 * s, false, StateFailing}, {2 * s, true, StateOK}, {3 * s, false, StateFailing}, {4 * s, false, StateFailing}, {5 * s, false, StateFailed}}},
+		"one failure is never a time": {cluster.CheckSpec{For: 1}, []step{{0, true, StateOK}, {9 * s, false, StateFailing}, {10 * s, false, StateFailed}}},
 	} {
 		begin := cluster.Instant(1e12)
 		j := NewJudge(c.spec, begin, 60*s)
@@ -57,7 +57,7 @@ func TestACheckIsCondemnedExactlyAfterItsFailuresInARow(t *testing.T) {
 			if row++; ok {
 				row = 0
 			}
-			if (v == Failed) != (row >= n) || (v == OK) != ok {
+			if (v == StateFailed) != (row >= n) || (v == StateOK) != ok {
 				t.Fatalf("%d failures in a row of %d: %s", row, n, v)
 			}
 		}

@@ -149,7 +149,7 @@ func probeHTTP(ctx context.Context, target string) Result {
 func probeExec(ctx context.Context, spec cluster.CheckSpec, d Deps) Result {
 	prog := launch.Program{Self: d.Self, Argv: spec.Argv, Env: append(launch.BaseEnv("", ""), d.Env...)}
 	if d.Group != nil {
-		g, err := d.Group.Sub(spec.Name)
+		g, err := d.Group.Sub(groupOf(spec))
 		if err != nil {
 			return failure(err)
 		}

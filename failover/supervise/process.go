@@ -52,6 +52,7 @@ type proc struct {
 	timers    timers
 	failed    bool         // given up
 	promoting []chan error // who waits for the promote command, which waits for ready
+	commands  int          // stop and promote commands that run
 	killedBy  string
 }
 
@@ -344,6 +345,14 @@ func (p *proc) cleared(err error) {
 	} else if p.restartAt != nil && p.timers.restart == nil {
 		p.spawn() // it was due before its predecessor was gone
 	}
+	p.tellIdle()
+}
+
+// tellIdle answers those who wait until nothing lives, if so.
+func (p *proc) tellIdle() {
+	if p.run != nil || p.clearing || p.commands > 0 {
+		return
+	}
 	for _, w := range p.idle {
 		w <- true
 	}
@@ -432,11 +441,8 @@ func (p *proc) unwant(why string) {
 func (p *proc) awaitGone(ctx context.Context) error {
 	gone := make(chan bool, 1)
 	ok := p.post(func() {
-		if p.run == nil && !p.clearing {
-			gone <- true
-			return
-		}
 		p.idle = append(p.idle, gone)
+		p.tellIdle()
 	})
 	if !ok {
 		return nil
@@ -447,7 +453,7 @@ func (p *proc) awaitGone(ctx context.Context) error {
 	case <-p.quit:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("process %s was killed and is not gone: %w", p.spec.Name, ctx.Err())
+		return errors.Join(fmt.Errorf("process %s was killed and is not gone: %w", p.spec.Name, ctx.Err()), p.group.WaitEmpty(ctx))
 	}
 }
 
