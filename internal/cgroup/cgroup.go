@@ -181,28 +181,21 @@ func (r *Root) mkdir(dir string) error {
 	return nil
 }
 
-// Renew makes the place where processes of g are born anew, if nobody is in it, so that they survive their birth whatever
-// was killed there before. It must not be called while a process is being started in g.
+// Renew makes the place where processes of g are born anew, so that they survive their birth whatever was killed there
+// before. It waits up to renewWait for what is still dying there; an error names what does not. It must not be called
+// while a process is being started in g.
 func (g *Group) Renew() error {
 	if g.born == "" {
 		return nil
 	}
-	for n := 0; ; n++ {
+	for give := time.Now().Add(renewWait); ; time.Sleep(500 * time.Microsecond) {
 		err := unix.Rmdir(g.born)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			break
 		}
-		if !errors.Is(err, unix.EBUSY) { // members, groups within, or a process that is not quite gone
-			return fmt.Errorf("renew the cgroup %s: %w", g.born, err)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(give) { // busy: somebody in it is not quite gone
+			return fmt.Errorf("renew the cgroup %s: %s: %w", g.born, g.describe(), err)
 		}
-		populated, _, stateErr := eventsOf(g.born)
-		if stateErr != nil {
-			return stateErr
-		}
-		if populated || n == 20 {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
 	}
 	if err := g.root.mkdir(g.born); err != nil {
 		return err
@@ -210,6 +203,9 @@ func (g *Group) Renew() error {
 	g.Close()
 	return g.open()
 }
+
+// renewWait see Renew.
+const renewWait = time.Second
 
 // checkName keeps names from leaving their directory and from meeting the kernel's files.
 func checkName(name string) error {
