@@ -17,6 +17,7 @@ type Spec struct {
 	Nodes           map[string]NodeSpec `json:"nodes,omitempty"`
 	Witnesses       map[string]NodeSpec `json:"witnesses,omitempty"`
 	Services        []ServiceSpec       `json:"services"`
+	Alerts          []AlertSpec         `json:"alerts,omitempty"` // for alarms of the cluster and of every service
 }
 
 // NodeSpec is a node or witness block.
@@ -49,6 +50,8 @@ type ServiceSpec struct {
 	Fence         string        `json:"fence"`
 	VIPs          []VIPSpec     `json:"vips,omitempty"`
 	Volumes       []VolumeSpec  `json:"volumes,omitempty"`
+	Remotes       []RemoteSpec  `json:"remotes,omitempty"`
+	Memories      []MemorySpec  `json:"memories,omitempty"`
 	Processes     []ProcessSpec `json:"processes,omitempty"`
 	Checks        []CheckSpec   `json:"checks,omitempty"`
 	OnFailure     OnFailure     `json:"on_failure"`
@@ -57,7 +60,17 @@ type ServiceSpec struct {
 }
 
 // HasData says that the service has a volume or a synchronous region, so that only an in-sync member may be granted it.
-func (s *ServiceSpec) HasData() bool { return len(s.Volumes) > 0 }
+func (s *ServiceSpec) HasData() bool {
+	if len(s.Volumes) > 0 {
+		return true
+	}
+	for i := range s.Memories {
+		if s.Memories[i].Checkpoint == "sync" {
+			return true
+		}
+	}
+	return false
+}
 
 // Hot says that the service's processes run on the standby too and are promoted in place.
 func (s *ServiceSpec) Hot() bool {
@@ -87,6 +100,23 @@ type VolumeSpec struct {
 	MaxLag      time.Duration `json:"max_lag"`
 	JournalSize int64         `json:"journal_size"`
 	ResyncRate  int64         `json:"resync_rate"`
+}
+
+// RemoteSpec is a remote block: how the service's stream goes to the members of another site.
+type RemoteSpec struct {
+	Site     string        `json:"site"`
+	Mode     string        `json:"mode"` // sync, sync-on-fsync, async
+	MaxLag   time.Duration `json:"max_lag"`
+	MaxRate  int64         `json:"max_rate"` // bytes/s; 0: no limit
+	Compress bool          `json:"compress"`
+}
+
+// MemorySpec is a memory block: a region that applications map and that the standby receives as checkpoints.
+type MemorySpec struct {
+	Name       string        `json:"name"`
+	Size       int64         `json:"size"`
+	Checkpoint string        `json:"checkpoint"`      // sync, timed, async
+	Every      time.Duration `json:"every,omitempty"` // timed only
 }
 
 // ProcessSpec is a process block. Exactly one of Start, Systemd and OCF is set.

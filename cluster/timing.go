@@ -18,14 +18,25 @@ type Timing struct {
 // DriftPercent is rho: how much faster or slower than real time a member's CLOCK_BOOTTIME may run.
 const DriftPercent = 1
 
+// MarginFor is m for a TTL: that of the slowest profile whose TTL is not below it. It grows with the TTL and is derived
+// from nothing else, so that every voter computes the same wait from a TTL alone, whatever it knows of the spec.
+func MarginFor(ttl time.Duration) time.Duration {
+	for _, p := range profiles {
+		if ttl <= p.TTL {
+			return p.Margin
+		}
+	}
+	return max(profiles[len(profiles)-1].Margin, ttl/30)
+}
+
 // Wait is P: how long a voter that acknowledged a renewal with this ttl must wait before it may promise its epoch away:
 // TTL x (1+rho) + m.
-func Wait(ttl, margin time.Duration) time.Duration {
-	return ttl + ttl*DriftPercent/100 + margin
+func Wait(ttl time.Duration) time.Duration {
+	return ttl + ttl*DriftPercent/100 + MarginFor(ttl)
 }
 
 // Wait is P for t.
-func (t Timing) Wait() time.Duration { return Wait(t.TTL, t.Margin) }
+func (t Timing) Wait() time.Duration { return Wait(t.TTL) }
 
 // Suspend is the silence after which the active holds new writes: 60 % of the TTL.
 func (t Timing) Suspend() time.Duration { return t.TTL * 60 / 100 }
@@ -69,9 +80,5 @@ func (t Timing) WithLease(ttl time.Duration) (Timing, error) {
 	scale := func(d time.Duration) time.Duration {
 		return time.Duration(int64(d) * int64(ttl) / int64(t.TTL)).Round(time.Millisecond)
 	}
-	m := scale(t.Margin)
-	if m < 10*time.Millisecond {
-		m = 10 * time.Millisecond
-	}
-	return Timing{Profile: t.Profile, TTL: ttl, Renew: scale(t.Renew), Margin: m, Kick: scale(t.Kick)}, nil
+	return Timing{Profile: t.Profile, TTL: ttl, Renew: scale(t.Renew), Margin: MarginFor(ttl), Kick: scale(t.Kick)}, nil
 }

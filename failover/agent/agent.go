@@ -1,212 +1,219 @@
-// Package agent runs the checks of a service and says how they stand: a TCP connection, an HTTP request, or a program
-// that a user wrote (an agent).
+// Package agent runs the checks of one service on one node and judges them: connect to a port (tcp), ask for a page
+// (http), run a program (exec).
 //
-// It never decides what a failed check leads to; it tells its listener, and failover/plan decides. It never runs a check
-// twice at once, and a program that does not end in time is killed with everything that it started.
+// It never decides what follows from a failed check, never restarts or moves anything, and never reads the lease: it
+// says what it saw. It knows nothing of start_timeout.
 //
-// Why it is correct: a verdict is made by Judge, which is pure (results and times in, verdict out); the shell round it only
-// runs probes one after the other, each bounded by its time-out. A check that hangs is a failure after its time-out, and
-// delays only itself.
+// # Readiness
 //
-// A verdict is for one role: when the member's role changes, every check begins anew, and the result of a run that was
-// under way is dropped, so that it cannot condemn the new tenure. Between two roles, and while the service is suspended,
-// Role returns "": then no check runs, because the results of a frozen program prove nothing.
+// A service is starting until every check that counts has succeeded once (Ready), or its start_timeout has ended. Checks
+// condemn only after that: until then the caller shows what Failed says but does not act on it. "Once" is counted anew
+// whenever the role of this node, or the life of the service (Deps.Life: a new epoch, a restart), changes; without that a
+// service that is being restarted for a failed check would be condemned again before it could come up.
+//
+// # Why it is correct
+//
+// Each check has one goroutine, which alone touches its Judge, and at most one run at a time; a run that belongs to an
+// earlier role or life is cancelled, and its result is dropped. Judge is pure: it has no clock. Runs are due at whole
+// multiples of `every` after the first one, so that they do not drift; what was missed is left out. Until a check has
+// succeeded for the first time it runs more often, so that readiness is seen soon, but its failures count only at the
+// pace of the spec.
+//
+// Programs start through the exec step of failover/supervise/launch, so that they inherit neither the real-time class nor
+// the locked memory of the daemon, in a cgroup of their own below the service's: a kill of the service reaches them, and
+// whatever a program leaves in the background ends with it.
+//
+// # What callers must do
+//
+// onChange must return quickly: one call delays the checks of the same service. A frozen service freezes its exec checks
+// too; they then fail by their timeout.
 package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/failover/supervise/launch"
 	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/rt"
 )
 
-// Deps is the agent's world.
+// Result is what one run of a check found.
+type Result struct {
+	OK     bool
+	Output string          // one line of at most 256 bytes, without control characters
+	Took   time.Duration   // of the run
+	At     cluster.Instant // when it began
+}
+
+// Deps is what the checks need of their surroundings. Log, Now, Self, Group, Life and Env are optional.
 type Deps struct {
-	Log          *slog.Logger           // nil: none
-	Now          func() cluster.Instant // nil: CLOCK_BOOTTIME
-	Role         func() string          // of this member now: active, standby, witness; "": run nothing. nil: active
-	Self         string                 // path of our own binary for the exec step; "": /proc/self/exe
-	Group        *cgroup.Group          // of the service: exec checks are killed with it, and never frozen. nil: none
-	Env          []string               // added to the environment of exec checks
-	StartTimeout time.Duration          // the longest start_timeout of the service's processes: until then nothing is condemned that never succeeded
+	Log  *slog.Logger           // nil: none
+	Now  func() cluster.Instant // nil: rt.Now
+	Role func() string          // "active" or "standby"; a check runs only where its `from` names the role. Must not block
+	Life func() uint64          // changes whenever the service starts anew (epoch, restart): judges start anew then. Must not block
+
+	Self  string        // path of our own binary for the exec step; "": /proc/self/exe
+	Group *cgroup.Group // of the service, for exec checks; nil: they are killed by process group only
+	Env   []string      // added to the environment of exec checks, such as HANODE_SERVICE=db
 }
 
-// Status is how one check stands.
-type Status struct {
-	Name     string
-	State    State
-	Output   string          // of the last run
-	Took     time.Duration   // of the last run
-	Since    cluster.Instant // when the state became this one
-	Failures int             // in a row
-	LastOK   cluster.Instant // 0: not since this member has its role
-}
-
-// Agent runs the checks of one service on one member.
-type Agent struct {
-	deps     Deps
-	log      *slog.Logger
-	checks   []*check
-	onChange func(Status)
-
-	mu sync.Mutex // guards the states, and keeps the calls of onChange in order
-}
-
-type check struct {
-	spec  cluster.CheckSpec
-	probe probe
-	state Status
-}
-
-// New prepares the checks and starts nothing. Its error names every check that cannot be run. onChange is called when
-// the state of a check changes and after each failed run, one call at a time; it must return quickly.
-func New(specs []cluster.CheckSpec, deps Deps, onChange func(Status)) (*Agent, error) {
-	if deps.Now == nil {
-		deps.Now = rt.Now
+func (d Deps) filled() Deps {
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
 	}
-	if deps.Role == nil {
-		deps.Role = func() string { return "active" }
+	if d.Now == nil {
+		d.Now = rt.Now
 	}
-	a := &Agent{deps: deps, log: deps.Log, onChange: onChange}
-	if a.log == nil {
-		a.log = slog.New(slog.DiscardHandler)
+	if d.Role == nil {
+		d.Role = func() string { return "active" }
 	}
+	if d.Life == nil {
+		d.Life = func() uint64 { return 0 }
+	}
+	d.Env = append(launch.BaseEnv("", ""), d.Env...)
+	return d
+}
+
+// Run runs the checks of specs until ctx ends and returns nil then; nothing of them is left. It refuses (see Check) before
+// it starts anything. onChange is called for the first result of each check, whenever a state changes, and when a
+// check starts anew (its state is "unknown" again then); from one goroutine at a time, never after Run has returned.
+func Run(ctx context.Context, specs []cluster.CheckSpec, d Deps, onChange func(Status)) error {
+	return run(ctx, specs, d.filled(), probe, onChange)
+}
+
+// prober runs one check once.
+type prober func(context.Context, *cluster.CheckSpec, *Deps) Result
+
+func run(ctx context.Context, specs []cluster.CheckSpec, d Deps, p prober, onChange func(Status)) error {
 	var errs []error
-	for _, spec := range specs {
-		p, err := newProbe(spec, deps)
-		errs = append(errs, err)
-		a.checks = append(a.checks, &check{spec: spec, probe: p, state: Status{Name: spec.Name, State: StateUnknown}})
+	for i := range specs {
+		if runsHere(&specs[i]) {
+			errs = append(errs, Check(specs[i]))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return a, nil
-}
-
-// Run runs the checks until ctx ends: New and Agent.Run in one.
-func Run(ctx context.Context, specs []cluster.CheckSpec, deps Deps, onChange func(Status)) error {
-	a, err := New(specs, deps, onChange)
-	if err != nil {
 		return err
 	}
-	return a.Run(ctx)
-}
-
-// runsIn says whether a check is run by members of a role.
-func runsIn(spec *cluster.CheckSpec, role string) bool {
-	if role == "" {
-		return false
+	var mu sync.Mutex
+	tell := func(st Status) {
+		mu.Lock()
+		defer mu.Unlock()
+		onChange(st)
 	}
-	return slices.Contains(spec.From, role) || len(spec.From) == 0 && role == "active"
-}
-
-// Run runs every check at once and then each at its interval, until ctx ends.
-func (a *Agent) Run(ctx context.Context) error {
+	var loops []*loop
+	for i := range specs {
+		if runsHere(&specs[i]) {
+			loops = append(loops, newLoop(specs[i], &d, p, tell))
+		}
+	}
+	if len(loops) == 0 {
+		<-ctx.Done()
+		return nil
+	}
 	var wg sync.WaitGroup
-	for _, c := range a.checks {
-		wg.Go(func() { a.loop(ctx, c) })
+	wg.Go(func() { watch(ctx, &d, loops) })
+	for _, l := range loops {
+		wg.Go(func() { l.run(ctx) })
 	}
 	wg.Wait()
-	<-ctx.Done()
+	sweep(&d, specs)
 	return nil
 }
 
-// States returns how the checks stand, in file order.
-func (a *Agent) States() []Status {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := make([]Status, 0, len(a.checks))
-	for _, c := range a.checks {
-		out = append(out, c.state)
-	}
-	return out
-}
-
-func (a *Agent) loop(ctx context.Context, c *check) {
-	defer a.tidy(c)
-	tick := time.NewTicker(c.spec.Every)
-	defer tick.Stop()
-	role, judge := "", NewJudge(c.spec, a.deps.Now(), a.deps.StartTimeout)
+// watch tells all loops when role or life have changed.
+func watch(ctx context.Context, d *Deps, loops []*loop) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var role string
+	var life uint64
 	for {
-		if now := a.deps.Role(); now != role { // a new tenure
-			role, judge = now, NewJudge(c.spec, a.deps.Now(), a.deps.StartTimeout)
-			a.reset(c)
-		}
-		if runsIn(&c.spec, role) {
-			r := once(ctx, c.probe, c.spec.Timeout)
-			if ctx.Err() != nil {
-				return // what ended with us proves nothing
-			}
-			if a.deps.Role() == role {
-				a.take(c, judge, r)
+		if r, n := d.Role(), d.Life(); r != role || n != life {
+			role, life = r, n
+			for _, l := range loops {
+				select {
+				case l.look <- struct{}{}:
+				default:
+				}
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-look.C:
 		}
 	}
 }
 
-// tidy removes the group of an exec check.
-func (a *Agent) tidy(c *check) {
-	if a.deps.Group == nil || c.spec.Kind != "exec" {
-		return
+// runsHere says that a node may have to run the check: those of the witness alone are not ours.
+func runsHere(s *cluster.CheckSpec) bool {
+	return slices.Contains(s.From, "active") || slices.Contains(s.From, "standby")
+}
+
+// Once runs a check now, whatever the role, for at most its timeout.
+func Once(ctx context.Context, spec cluster.CheckSpec, d Deps) Result {
+	d = d.filled()
+	if err := Check(spec); err != nil {
+		return Result{Output: line(err.Error()), At: d.Now()}
 	}
-	g, err := a.deps.Group.Sub(groupOf(c.spec))
-	if err == nil {
-		wait, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		err = errors.Join(g.WaitEmpty(wait), g.Remove())
+	return probe(ctx, &spec, &d)
+}
+
+// probe runs a check once: it returns at the end of its timeout or of ctx, and nothing of it is left.
+func probe(ctx context.Context, spec *cluster.CheckSpec, d *Deps) Result {
+	ctx, cancel := context.WithTimeout(ctx, spec.Timeout)
+	defer cancel()
+	r := Result{At: d.Now()}
+	var err error
+	switch spec.Kind {
+	case "tcp":
+		r.Output, err = dialTCP(ctx, spec.Target)
+	case "http":
+		r.Output, err = getHTTP(ctx, spec.Target)
+	case "exec":
+		r.Output, err = runExec(ctx, spec, d)
+	default:
+		err = Check(*spec)
 	}
+	r.Took = d.Now().Sub(r.At)
 	if err != nil {
-		a.log.Warn("the group of a check was not removed", "check", c.spec.Name, "error", err)
+		r.Output = explain(ctx, err, r.Output, min(spec.Timeout, r.Took))
 	}
+	r.OK, r.Output = err == nil, line(r.Output)
+	return r
 }
 
-// groupOf keeps a check apart from a process of the same name.
-func groupOf(spec cluster.CheckSpec) string { return "check." + spec.Name }
-
-// reset forgets what a former role's runs have shown.
-func (a *Agent) reset(c *check) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	old := c.state.State
-	c.state = Status{Name: c.spec.Name, State: StateUnknown, Since: a.deps.Now()}
-	if old != StateUnknown && a.onChange != nil {
-		a.onChange(c.state)
+// explain says why a run failed in the words of an operator.
+func explain(ctx context.Context, err error, output string, took time.Duration) string {
+	why := err.Error()
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		why = "no answer within " + took.Round(time.Millisecond).String()
 	}
+	if output != "" {
+		return why + ": " + output
+	}
+	return why
 }
 
-// take judges a result and tells of it if somebody should know.
-func (a *Agent) take(c *check, judge *Judge, r Result) {
-	now := a.deps.Now()
-	state := judge.Step(now, r)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	old := c.state
-	c.state = Status{Name: c.spec.Name, State: state, Output: r.Output, Took: r.Took, Since: old.Since, Failures: judge.Row(), LastOK: old.LastOK}
-	if r.OK {
-		c.state.LastOK = now
-	}
-	if old.State != state {
-		c.state.Since = now
-		a.log.Info("a check changed", "check", c.spec.Name, "from", string(old.State), "to", string(state), "output", r.Output, "took", r.Took)
-	} else if r.OK {
-		return
-	}
-	if a.onChange != nil {
-		a.onChange(c.state)
-	}
-}
+// maxLine bounds what is kept of an output, in bytes.
+const maxLine = 256
 
-// insecure: see probeHTTP.
-func insecure() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
+// line is the first line of s that is not empty, cut, and harmless for a terminal.
+func line(s string) string {
+	s = strings.TrimSpace(s)
+	s, _, _ = strings.Cut(s, "\n")
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s[:min(len(s), 4*maxLine)], "?"))
+	return strings.TrimSpace(strings.ToValidUTF8(s[:min(len(s), maxLine)], ""))
+}

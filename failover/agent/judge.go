@@ -6,70 +6,95 @@ import (
 	"github.com/hanode/hanode/cluster"
 )
 
-// State is how a check stands: its verdict about its object.
+// State is what is thought of a check.
 type State string
 
 const (
-	StateUnknown State = "unknown" // it has not succeeded yet, and start_timeout has not ended
-	StateOK      State = "ok"
-	StateFailing State = "failing" // the last results were failures, too few to condemn
-	StateFailed  State = "failed"  // condemned: on_failure applies
+	StateUnknown State = "unknown" // it has not run yet in this role and life, or does not run in this role
+	StateOK      State = "ok"      // its last run succeeded
+	StateFailing State = "failing" // it fails, but not yet often or long enough
+	StateFailed  State = "failed"  // it failed as often, or for as long, as the spec says
 )
 
-// Result is one run of a check.
-type Result struct {
-	OK     bool
-	Output string        // first line, at most MaxOutput bytes: the answer, or why it failed
-	Took   time.Duration //
+// Status is the state of one check.
+type Status struct {
+	Name     string
+	State    State
+	Output   string          // of the last run: one line of at most 256 bytes
+	Took     time.Duration   // of the last run
+	Since    cluster.Instant // when State began
+	Failures int             // that counted, in a row
+	LastOK   cluster.Instant // end of the last successful run in this role and life; 0: none
 }
 
-// Judge is the pure core of one check: results and times in, verdict out. The zero Judge is not usable.
-//
-// Rule: until the first success nothing is condemned, for at most the start time-out; afterwards, the n-th failure in a
-// row (`failures`) condemns, or, if `for` is set, failures in a row over at least that time do. One success acquits.
+// Judge is the pure state machine of one check: results and times go in, states come out. The zero value is not usable.
 type Judge struct {
-	failures int
-	within   time.Duration
-	grace    cluster.Instant // until then a check that never succeeded condemns nothing
-	verdict  State
-	ready    bool // succeeded once
-	row      int  // failures in a row that count
-	since    cluster.Instant
+	spec     cluster.CheckSpec
+	status   Status
+	results  int             // since the start
+	failedAt cluster.Instant // when the first failure of this row was known
+	counted  cluster.Instant // beginning of the run whose failure counted last
 }
 
-// NewJudge begins a tenure of the service at now. startTimeout is the longest start_timeout of its processes.
-func NewJudge(spec cluster.CheckSpec, now cluster.Instant, startTimeout time.Duration) *Judge {
-	return &Judge{failures: max(spec.Failures, 1), within: spec.For, grace: now.Add(startTimeout), verdict: StateUnknown}
+// NewJudge returns the judge of a check that has not run yet.
+func NewJudge(spec cluster.CheckSpec) Judge {
+	return Judge{spec: spec, status: Status{Name: spec.Name, State: StateUnknown}}
 }
 
-// Step takes a result that came in at now and returns the verdict.
-func (j *Judge) Step(now cluster.Instant, r Result) State {
+// Status is what the judge thinks.
+func (j *Judge) Status() Status { return j.status }
+
+// Reset starts anew, as at a change of role or epoch; changed says that the state was another one than unknown.
+func (j *Judge) Reset(now cluster.Instant) (changed bool) {
+	changed = j.status.State != StateUnknown
+	*j = NewJudge(j.spec)
+	j.status.Since = now
+	return changed
+}
+
+// Result takes what a run found, known at now. changed says that the state is another one, or that this was the first
+// result. One success makes the check ok. Until the first one, failures count only at the pace of `every`, however often
+// the check runs.
+func (j *Judge) Result(now cluster.Instant, r Result) (changed bool) {
+	j.results++
+	j.status.Output, j.status.Took = r.Output, r.Took
+	if r.OK {
+		j.status.Failures, j.failedAt, j.counted, j.status.LastOK = 0, 0, 0, now
+		return j.become(now, StateOK) || j.results == 1
+	}
+	if j.status.Failures == 0 {
+		j.failedAt = now
+	} else if j.status.LastOK == 0 && r.At.Sub(j.counted) < j.spec.Every*7/8 {
+		return j.Tick(now)
+	}
+	j.status.Failures++
+	j.counted = r.At
+	return j.Tick(now) || j.results == 1
+}
+
+// Tick takes the passing of time: with `for`, a check that fails is failed when that time is over, see Due.
+func (j *Judge) Tick(now cluster.Instant) (changed bool) {
 	switch {
-	case r.OK:
-		j.ready, j.row, j.verdict = true, 0, StateOK
-		return j.verdict
-	case !j.ready && now < j.grace:
-		return j.verdict
+	case j.status.Failures == 0:
+		return false
+	case j.spec.For > 0 && now.Sub(j.failedAt) >= j.spec.For, j.spec.For <= 0 && j.status.Failures >= j.spec.Failures:
+		return j.become(now, StateFailed)
 	}
-	if j.row == 0 {
-		j.since = now
-	}
-	j.row = min(j.row+1, 1<<30)
-	condemned := j.row >= j.failures
-	if j.within > 0 {
-		condemned = j.row > 1 && now.Sub(j.since) >= j.within
-	}
-	switch {
-	case condemned:
-		j.verdict = StateFailed
-	case j.verdict != StateFailed:
-		j.verdict = StateFailing
-	}
-	return j.verdict
+	return j.become(now, StateFailing)
 }
 
-// Ready says whether the check has succeeded at least once in this tenure.
-func (j *Judge) Ready() bool { return j.ready }
+// Due is when Tick will change the state if there is no result before; 0: never.
+func (j *Judge) Due() cluster.Instant {
+	if j.status.State != StateFailing || j.spec.For <= 0 {
+		return 0
+	}
+	return j.failedAt.Add(j.spec.For)
+}
 
-// Row is the number of failures in a row that count.
-func (j *Judge) Row() int { return j.row }
+func (j *Judge) become(now cluster.Instant, s State) bool {
+	if j.status.State == s {
+		return false
+	}
+	j.status.State, j.status.Since = s, now
+	return true
+}

@@ -1,0 +1,340 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+)
+
+// tick is how often gaps are filled and paths are judged.
+const tick = 10 * time.Millisecond
+
+// Endpoint is the port of this process. All methods may be called concurrently.
+type Endpoint struct {
+	cfg    Config
+	log    *slog.Logger
+	now    func() cluster.Instant
+	wall   func() time.Time
+	limits Limits
+	socks  []*socket
+	count  counters
+	probes probeTable
+	wake   chan struct{} // there is keying to do
+
+	keys   atomic.Pointer[map[uint64]*rxKey] // by key id; replaced, never changed
+	byTag  atomic.Pointer[map[uint64]*Mesh]  // replaced, never changed
+	meshMu sync.RWMutex
+	meshes map[string]*Mesh // by cluster id
+
+	mu         sync.Mutex
+	handshakes map[netip.Addr]int
+	underWay   int
+	conns      map[io.Closer]struct{} // every open connection
+	closed     bool
+	ctx        context.Context // while Run runs
+	wg         sync.WaitGroup
+}
+
+// Listen binds all addresses of cfg, or none. It starts nothing; Run serves.
+func Listen(cfg Config) (*Endpoint, error) {
+	if len(cfg.Listen) < 1 || len(cfg.Listen) > MaxLinks {
+		return nil, fmt.Errorf("%d addresses to listen on: want 1 to %d", len(cfg.Listen), MaxLinks)
+	}
+	e := &Endpoint{
+		cfg: cfg, log: cfg.Log, now: cfg.Now, wall: cfg.Wall, limits: cfg.Limits.withDefaults(),
+		wake: make(chan struct{}, 1), meshes: map[string]*Mesh{},
+		handshakes: map[netip.Addr]int{}, conns: map[io.Closer]struct{}{},
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	if e.now == nil {
+		e.now = boottime
+	}
+	if e.wall == nil {
+		e.wall = time.Now
+	}
+	e.keys.Store(&map[uint64]*rxKey{})
+	e.byTag.Store(&map[uint64]*Mesh{})
+	for _, addr := range cfg.Listen {
+		s, err := openSocket(addr)
+		if err != nil {
+			e.closeSockets()
+			return nil, err
+		}
+		e.socks = append(e.socks, s)
+		e.warnIfAbsent(addr.Addr())
+	}
+	return e, nil
+}
+
+// warnIfAbsent says that an address is not there yet: the socket is bound all the same and works when it comes.
+func (e *Endpoint) warnIfAbsent(ip netip.Addr) {
+	if ip.IsUnspecified() {
+		return
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if n.Contains(ip.AsSlice()) && (n.IP.Equal(net.IP(ip.AsSlice())) || ip.IsLoopback()) {
+				return
+			}
+		}
+	}
+	e.log.Warn("link address is on no interface; listening on it for when it comes", "address", ip)
+}
+
+// Addrs are the addresses as bound.
+func (e *Endpoint) Addrs() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range e.socks {
+		out = append(out, s.addr)
+	}
+	return out
+}
+
+// Run serves until ctx ends or a socket fails, then closes everything, all connections and meshes included, and returns
+// when nothing of it runs any more. It is called once.
+func (e *Endpoint) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e.mu.Lock()
+	if e.ctx != nil || e.closed {
+		e.mu.Unlock()
+		return errors.New("the endpoint was already run")
+	}
+	e.ctx = ctx
+	e.mu.Unlock()
+	for _, s := range e.socks {
+		e.wg.Go(func() { e.accept(ctx, s) })
+		e.wg.Go(func() { e.read(ctx, s, cancel) })
+	}
+	e.maintain(ctx)
+	cause := context.Cause(ctx)
+	e.Close()
+	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
+		return nil
+	}
+	return cause
+}
+
+// Close ends everything; Run calls it. It is for an endpoint that is never run.
+func (e *Endpoint) Close() {
+	e.mu.Lock()
+	e.closed = true
+	var open []io.Closer
+	for c := range e.conns {
+		open = append(open, c)
+	}
+	e.mu.Unlock()
+	e.closeSockets()
+	for _, m := range e.allMeshes() {
+		m.Close()
+	}
+	for _, c := range open {
+		c.Close()
+	}
+	e.wg.Wait()
+}
+
+func (e *Endpoint) closeSockets() {
+	for _, s := range e.socks {
+		s.close()
+	}
+}
+
+// spawn runs f unless the endpoint is not running.
+func (e *Endpoint) spawn(f func(context.Context)) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.ctx == nil || e.ctx.Err() != nil {
+		return false
+	}
+	ctx := e.ctx
+	e.wg.Go(func() { f(ctx) })
+	return true
+}
+
+// track makes sure that c is closed with the endpoint; it closes c at once if that is over.
+func (e *Endpoint) track(c io.Closer) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		c.Close()
+		return false
+	}
+	e.conns[c] = struct{}{}
+	return true
+}
+
+func (e *Endpoint) untrack(c io.Closer) {
+	e.mu.Lock()
+	delete(e.conns, c)
+	e.mu.Unlock()
+}
+
+func (e *Endpoint) allMeshes() []*Mesh {
+	e.meshMu.RLock()
+	defer e.meshMu.RUnlock()
+	var out []*Mesh
+	for _, m := range e.meshes {
+		out = append(out, m)
+	}
+	return out
+}
+
+func (e *Endpoint) mesh(clusterID string) *Mesh {
+	e.meshMu.RLock()
+	defer e.meshMu.RUnlock()
+	return e.meshes[clusterID]
+}
+
+// maintain is the heartbeat of all meshes.
+func (e *Endpoint) maintain(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	var last, holdUntil, noHoldBefore cluster.Instant
+	for {
+		// After a stall of this process the frames of that time are still to be read: nobody is silent yet. But a process
+		// that is always late must judge all the same.
+		now := e.now()
+		if last != 0 && now.Sub(last) > 3*tick && now >= noHoldBefore {
+			holdUntil, noHoldBefore = now.Add(2*tick), now.Add(200*time.Millisecond)
+		}
+		last = now
+		for _, m := range e.allMeshes() {
+			m.tick(now, now >= holdUntil)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-e.wake:
+		}
+	}
+}
+
+func (e *Endpoint) wakeUp() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// accept takes connections; each handshake has its own goroutine, bounded in number by address and in all.
+func (e *Endpoint) accept(ctx context.Context, s *socket) {
+	for {
+		c, err := s.tcp.AcceptTCP()
+		switch {
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		case err != nil: // no descriptors, or a connection that is gone already
+			e.log.Warn("accepting connections", "address", s.addr, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		ip := remoteIP(c)
+		if !e.enter(ip) {
+			e.count.flooded.Add(1)
+			abort(c)
+			continue
+		}
+		if !e.spawn(func(ctx context.Context) {
+			defer e.leave(ip)
+			e.serve(ctx, c)
+		}) {
+			c.Close()
+		}
+	}
+}
+
+func remoteIP(c net.Conn) netip.Addr {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// abort closes c with a reset: nothing of it stays in the kernel.
+func abort(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+func (e *Endpoint) enter(ip netip.Addr) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.underWay >= e.limits.Handshakes || e.handshakes[ip] >= e.limits.HandshakesPerIP {
+		return false
+	}
+	e.underWay++
+	e.handshakes[ip]++
+	return true
+}
+
+func (e *Endpoint) leave(ip netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.underWay--
+	if e.handshakes[ip]--; e.handshakes[ip] == 0 {
+		delete(e.handshakes, ip)
+	}
+}
+
+// read takes datagrams of one socket.
+func (e *Endpoint) read(ctx context.Context, s *socket, fail context.CancelCauseFunc) {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			if errors.Is(err, net.ErrClosed) {
+				fail(fmt.Errorf("the udp socket of %v was closed", s.addr))
+				return
+			}
+			e.log.Warn("reading datagrams", "address", s.addr, "error", err)
+			select { // an error that stays must not become a busy loop
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
+		}
+		e.datagram(s, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), e.now())
+	}
+}
+
+// datagram hands b to whom it is for.
+func (e *Endpoint) datagram(s *socket, b []byte, from netip.AddrPort, at cluster.Instant) {
+	if len(b) == 0 {
+		e.count.malformed.Add(1)
+		return
+	}
+	switch b[0] {
+	case classLease:
+		e.leaseDatagram(b, from, at)
+	case classGossip:
+		e.gossipDatagram(b, from, at)
+	case classProbe:
+		e.probeDatagram(s, b, from)
+	default:
+		e.count.malformed.Add(1)
+	}
+}

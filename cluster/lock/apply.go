@@ -1,0 +1,312 @@
+package lock
+
+import (
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+)
+
+// Grant gives the service to another incarnation, or again to the same one, in the next epoch.
+type Grant struct {
+	Epoch    cluster.Epoch `pb:"1"` // the epoch that ends
+	To       Holder        `pb:"2"`
+	TTL      time.Duration `pb:"3"`
+	Promises []Promise     `pb:"4"`
+}
+
+// ForceGrant is a Grant that an operator orders to a member that may lack acknowledged operations.
+type ForceGrant struct {
+	Grant
+	Off bool `pb:"6"` // power fencing has confirmed, or the operator has typed, that the old active is off
+}
+
+// Bump gives the holder its next epoch without an interruption, after a promise that led to no takeover.
+type Bump struct {
+	Epoch  cluster.Epoch `pb:"1"`
+	Holder Holder        `pb:"2"`
+	TTL    time.Duration `pb:"3"`
+}
+
+// Degrade takes members out of the in-sync set, so that the active may acknowledge without them.
+type Degrade struct {
+	Epoch cluster.Epoch      `pb:"1"`
+	Gen   cluster.Generation `pb:"2"`
+	Out   cluster.MemberSet  `pb:"3"`
+}
+
+// InSync puts a member into the in-sync set.
+type InSync struct {
+	Epoch cluster.Epoch      `pb:"1"`
+	Gen   cluster.Generation `pb:"2"`
+	Node  Holder             `pb:"3"`
+}
+
+// Sticky lets the holder stay without the witness; Unsticky (with Off) ends that. Alone says that the holder has
+// acknowledged operations that nobody else holds.
+type Sticky struct {
+	Epoch  cluster.Epoch      `pb:"1"`
+	Gen    cluster.Generation `pb:"2"`
+	Holder Holder             `pb:"3"`
+	Off    bool               `pb:"4"`
+	Alone  bool               `pb:"5"`
+}
+
+// Confirm says that the holder counts its acknowledgements under the voter set C and all that are not yet settled.
+type Confirm struct {
+	Epoch  cluster.Epoch `pb:"1"`
+	Holder Holder        `pb:"2"`
+	C      uint64        `pb:"3"`
+}
+
+// Enough says whether these promises end the present epoch: each was given by the admitted incarnation, and the holder's own is
+// among them or a majority of the voters gave theirs. A service that was never granted needs none.
+func (s *Service) Enough(g *Group, promises []Promise) Result {
+	var set cluster.MemberSet
+	for _, p := range promises {
+		if p.Node == 0 || g.Admission(p.Node).Inc != p.Inc {
+			return NotAdmitted
+		}
+		set = set.With(p.Node)
+	}
+	switch {
+	case s.Holder.Node == 0, set.Has(s.Holder.Node), g.Majority(set):
+		return Accepted
+	}
+	return NoMajority
+}
+
+// MayHold says whether a Grant to this incarnation could be accepted as far as its data and admission go.
+func (s *Service) MayHold(g *Group, to Holder) Result {
+	a := g.Admission(to.Node)
+	switch {
+	case to.Node == 0 || a.Inc == 0 || a.Inc != to.Inc:
+		return NotAdmitted
+	case !s.Eligible.Has(to.Node):
+		return NotEligible
+	case !s.Data:
+		return Accepted
+	case !s.InSync.Has(to.Node):
+		return NotInSync
+	}
+	for _, b := range s.Boots {
+		if b.Node == to.Node && b.Boot == a.Boot {
+			return Accepted
+		}
+	}
+	return Rebooted
+}
+
+// Grant applies c.
+func (s *Service) Grant(g *Group, c Grant) Result {
+	switch {
+	case c.Epoch != s.Epoch:
+		return StaleEpoch
+	case s.Held:
+		return IsHeld
+	case s.Sticky && c.To.Node != s.Holder.Node:
+		return IsSticky
+	}
+	if r := s.MayHold(g, c.To); r != Accepted {
+		return r
+	}
+	if r := s.Enough(g, c.Promises); r != Accepted {
+		return r
+	}
+	s.grant(g, c)
+	return Accepted
+}
+
+// Force applies c: as Grant, but to any eligible member, and whether or not the witness is lost.
+func (s *Service) Force(g *Group, c ForceGrant) Result {
+	switch r := s.MayHold(g, c.To); {
+	case c.Epoch != s.Epoch:
+		return StaleEpoch
+	case s.Held:
+		return IsHeld
+	case r != Accepted && r != NotInSync && r != Rebooted:
+		return r
+	}
+	if r := s.Enough(g, c.Promises); r != Accepted && !(r == NoMajority && c.Off) {
+		return r
+	}
+	s.setBoot(c.To.Node, g.Admission(c.To.Node).Boot)
+	s.grant(g, c.Grant)
+	s.Forced = s.Epoch
+	return Accepted
+}
+
+func (s *Service) grant(g *Group, c Grant) {
+	s.Epoch++
+	s.Holder = c.To
+	s.InSync = cluster.SetOf(c.To.Node)
+	s.keepBoots()
+	s.Gen++
+	s.Sticky = false
+	s.TTL, s.TTLMax = c.TTL, c.TTL
+	s.Confirmed = g.C()
+}
+
+// Bump applies c. The in-sync set and the generation stay: pending operations are sent again in the new epoch.
+func (s *Service) Bump(c Bump) Result {
+	switch {
+	case c.Epoch != s.Epoch:
+		return StaleEpoch
+	case c.Holder != s.Holder:
+		return NotHolder
+	case s.Held:
+		return IsHeld
+	case c.TTL < s.TTL:
+		return LowerTTL
+	}
+	s.Epoch++
+	s.TTL = c.TTL
+	s.TTLMax = max(s.TTLMax, c.TTL)
+	return Accepted
+}
+
+// Degrade applies c. The holder itself stays in sync.
+func (s *Service) Degrade(c Degrade) Result {
+	if r := s.based(c.Epoch, c.Gen); r != Accepted {
+		return r
+	}
+	s.InSync &^= c.Out.Without(s.Holder.Node)
+	s.keepBoots()
+	s.Gen++
+	return Accepted
+}
+
+// AddInSync applies c.
+func (s *Service) AddInSync(g *Group, c InSync) Result {
+	if r := s.based(c.Epoch, c.Gen); r != Accepted {
+		return r
+	}
+	a := g.Admission(c.Node.Node)
+	switch {
+	case a.Inc == 0 || a.Inc != c.Node.Inc:
+		return NotAdmitted
+	case !s.Eligible.Has(c.Node.Node):
+		return NotEligible
+	}
+	s.InSync = s.InSync.With(c.Node.Node)
+	s.setBoot(c.Node.Node, a.Boot)
+	return Accepted
+}
+
+// Stick applies c.
+func (s *Service) Stick(c Sticky) Result {
+	if r := s.based(c.Epoch, c.Gen); r != Accepted {
+		return r
+	}
+	switch {
+	case c.Holder != s.Holder:
+		return NotHolder
+	case c.Off && !s.Sticky:
+		return NotSticky
+	}
+	s.Sticky = !c.Off
+	if c.Off && c.Alone {
+		s.InSync = cluster.SetOf(s.Holder.Node)
+		s.keepBoots()
+	}
+	s.Gen++
+	return Accepted
+}
+
+// Confirm applies c.
+func (s *Service) Confirm(c Confirm) Result {
+	switch {
+	case c.Epoch != s.Epoch:
+		return StaleEpoch
+	case c.Holder != s.Holder:
+		return NotHolder
+	}
+	s.Confirmed = max(s.Confirmed, c.C)
+	return Accepted
+}
+
+func (s *Service) based(e cluster.Epoch, g cluster.Generation) Result {
+	switch {
+	case e != s.Epoch:
+		return StaleEpoch
+	case g != s.Gen:
+		return StaleGeneration
+	}
+	return Accepted
+}
+
+func (s *Service) setBoot(n cluster.MemberNo, b cluster.BootID) {
+	out := make([]MemberBoot, 0, len(s.Boots)+1)
+	done := false
+	for _, have := range s.Boots {
+		if !done && have.Node >= n {
+			out, done = append(out, MemberBoot{n, b}), true
+		}
+		if have.Node != n {
+			out = append(out, have)
+		}
+	}
+	if !done {
+		out = append(out, MemberBoot{n, b})
+	}
+	s.Boots = out
+}
+
+func (s *Service) keepBoots() {
+	var out []MemberBoot
+	for _, b := range s.Boots {
+		if s.InSync.Has(b.Node) {
+			out = append(out, b)
+		}
+	}
+	s.Boots = out
+}
+
+// Join admits an incarnation of a member.
+func (g *Group) Join(n cluster.MemberNo, inc cluster.Incarnation, boot cluster.BootID) Result {
+	if n == 0 || n > cluster.MaxMembers {
+		return Unknown
+	}
+	if inc <= g.Admission(n).Inc {
+		return NotAdmitted
+	}
+	for int(n) >= len(g.Admitted) {
+		g.Admitted = append(g.Admitted, Admission{})
+	}
+	g.Admitted[n] = Admission{Inc: inc, Boot: boot}
+	return Accepted
+}
+
+// SetVoters records the voters that the log has changed to. The first set needs no settling.
+func (g *Group) SetVoters(set cluster.MemberSet) {
+	if n := len(g.Sets); n > 0 && g.Sets[n-1].Set == set {
+		return
+	}
+	g.Sets = append(g.Sets, VoterSet{C: g.C() + 1, Set: set})
+}
+
+// Settle makes the voter set c the only one that counts, unless the holder of one of the services may still count under
+// an older one: it has not confirmed c, was not granted after c, and its epoch was not closed by itself or by a majority of each
+// older set. closed holds, for each service of such a kind, the promises that closed its present epoch.
+func (g *Group) Settle(c uint64, services []*Service, closed map[*Service][]Promise) Result {
+	at := -1
+	for i, v := range g.Sets {
+		if v.C == c {
+			at = i
+		}
+	}
+	if at <= 0 {
+		return Unknown
+	}
+	older := Group{Admitted: g.Admitted, Sets: g.Sets[:at]}
+	for _, s := range services {
+		if s.Holder.Node == 0 || s.Confirmed >= c {
+			continue
+		}
+		if p, ok := closed[s]; ok && s.Enough(&older, p) == Accepted {
+			continue
+		}
+		return NotSettled
+	}
+	g.Sets = append([]VoterSet(nil), g.Sets[at:]...)
+	return Accepted
+}

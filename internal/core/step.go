@@ -1,0 +1,362 @@
+package core
+
+import (
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/lease"
+	"github.com/hanode/hanode/cluster/state"
+)
+
+// peer is what is known of another member from its beats.
+type peer struct {
+	inc   cluster.Incarnation
+	heard cluster.Instant // 0: never since this member started
+	since cluster.Instant // since when it has been heard without a break; 0: it is silent
+	beat  *Beat
+	at    cluster.Instant // when that beat came
+}
+
+// Step takes one event and answers what is to be done. now is CLOCK_BOOTTIME, wall the wall clock in ms, for people only.
+func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
+	c.now, c.wall = now, wall
+	switch e := ev.(type) {
+	case Tick:
+		c.tick()
+	case Received:
+		c.receive(e.From, e.Frame)
+	case Leadership:
+		c.leader = e.Leader
+		if e.Mine != c.leads {
+			c.leads = e.Mine
+			c.dropMoves()
+		}
+		if c.leads {
+			c.lead()
+		}
+	case Proposed:
+		if done, ok := c.proposals[e.ID]; ok {
+			delete(c.proposals, e.ID)
+			done(c, e.Outcome, e.Err)
+		}
+	case Drained:
+		c.onDrained(e)
+	case Shut:
+		c.onShut(e)
+	case Health:
+		c.onHealth(e)
+	case *Order:
+		c.onOrder(e)
+	}
+	return c.take()
+}
+
+// Next is when a Tick is due.
+func (c *Core) Next(now cluster.Instant) cluster.Instant {
+	next := now.Add(20 * time.Millisecond)
+	at := func(i cluster.Instant) {
+		if i != 0 && i < next {
+			next = i
+		}
+	}
+	at(c.nextBeat)
+	if c.leads {
+		at(c.nextPlan)
+	}
+	for _, v := range c.svcs {
+		if v.holder.Renews() {
+			at(c.nextRenew)
+			at(v.deadline)
+		}
+		if v.move != nil && !v.move.prop {
+			at(v.move.coord.Next())
+		}
+	}
+	return max(next, now.Add(time.Millisecond))
+}
+
+func (c *Core) tick() {
+	if c.self == 0 {
+		return
+	}
+	c.silences()
+	c.join()
+	for _, v := range c.svcs {
+		c.tend(v)
+	}
+	if c.now >= c.nextRenew {
+		c.nextRenew = c.now.Add(c.renewEvery())
+		c.renew()
+	}
+	if c.now >= c.nextBeat {
+		c.nextBeat = c.now.Add(c.renewEvery())
+		c.beat()
+	}
+	c.kick()
+	if c.leads {
+		c.lead()
+	}
+	c.lastTick = c.now
+}
+
+// join asks the log to admit this run, until it has.
+func (c *Core) join() {
+	if c.joined || c.joining || c.now < c.nextJoin {
+		return
+	}
+	c.joining = true
+	c.nextJoin = c.now.Add(200 * time.Millisecond)
+	c.propose(&state.Command{Join: &state.Join{ID: c.cfg.ID, Inc: c.cfg.Inc, Boot: c.cfg.Boot, Version: c.cfg.Version}},
+		func(c *Core, o state.Outcome, err error) {
+			c.joining = false
+			if err == nil && o.Err() != nil && !c.joined {
+				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
+			}
+		})
+}
+
+// beat tells all members that this one lives.
+func (c *Core) beat() {
+	b := &Beat{Inc: c.cfg.Inc, Leader: c.leader}
+	for n := range c.peers {
+		if p := &c.peers[n]; p.heard != 0 {
+			b.Heard = append(b.Heard, Heard{cluster.MemberNo(n), uint32(min(c.now.Sub(p.heard)/time.Millisecond, 1<<31))})
+		}
+	}
+	for _, v := range c.svcs {
+		if len(b.Reports) >= 60 {
+			break // a frame's worth; what is not reported counts as not ready
+		}
+		if c.cfg.Role == cluster.RoleNode {
+			b.Reports = append(b.Reports, Report{Service: v.no, Epoch: v.holder.Epoch, Ready: v.report.Ready, Unhealthy: v.report.Unhealthy,
+				Serving: v.holder.Renews()})
+		}
+	}
+	for i := range c.st.Members {
+		if m := &c.st.Members[i]; !m.Removed && m.No != c.self {
+			c.do(Send{m.No, b})
+		}
+	}
+}
+
+func (c *Core) receive(from cluster.MemberNo, f Frame) {
+	m := c.st.Member(from)
+	if m == nil || m.Removed || from == c.self || c.self == 0 {
+		return
+	}
+	c.heard(from)
+	switch f := f.(type) {
+	case *Beat:
+		c.onBeat(from, f)
+	case *Renew:
+		c.onRenew(from, f)
+	case *Ack:
+		c.onAck(from, f)
+	case *PromiseReq:
+		c.onPromiseReq(from, f)
+	case *Promise:
+		c.onPromise(from, f)
+	case *Release:
+		c.onRelease(from, f)
+	case *Granted:
+		c.onGranted(f)
+	}
+}
+
+func (c *Core) heard(from cluster.MemberNo) {
+	p := &c.peers[from]
+	if p.since == 0 {
+		p.since = c.now
+		c.do(Announce{})
+	}
+	p.heard = c.now
+}
+
+// silences ends the unbroken hearing of members that have gone silent.
+func (c *Core) silences() {
+	kick := c.st.Timing().Kick
+	for n := range c.peers {
+		if p := &c.peers[n]; p.since != 0 && c.now.Sub(p.heard) >= kick {
+			p.since = 0
+		}
+	}
+}
+
+func (c *Core) onBeat(from cluster.MemberNo, b *Beat) {
+	p := &c.peers[from]
+	p.inc, p.beat, p.at = b.Inc, b, c.now
+	for _, r := range b.Reports {
+		v := c.find(r.Service)
+		if v != nil && v.holder.Saw(r.Epoch) {
+			c.end(v, "another member knows of a newer epoch", true)
+		}
+	}
+}
+
+// onRenew answers a holder. A voter with a vote in no set that counts stays silent, as does one that the log has not admitted.
+func (c *Core) onRenew(from cluster.MemberNo, r *Renew) {
+	if !c.st.Group.Voters().Has(c.self) || r.Inc != c.st.Group.Admission(from).Inc {
+		return
+	}
+	a := &Ack{Inc: r.Inc, Sent: r.Sent, VoterInc: c.cfg.Inc, VoterSets: c.st.Group.C()}
+	for _, l := range r.Leases {
+		v := c.find(l.Service)
+		if v == nil {
+			continue
+		}
+		s := c.rec(v)
+		if l.Epoch == s.Lock.Epoch && s.Lock.Holder.Node != from {
+			continue // not the holder of that epoch
+		}
+		ans := v.voter.Renew(c.now, l.Epoch, l.TTL, c.known(v))
+		if ans.Mute {
+			continue
+		}
+		l.Refused, l.Highest = !ans.Yes, ans.Highest
+		a.Leases = append(a.Leases, l)
+	}
+	if len(a.Leases) > 0 {
+		c.do(Send{from, a})
+	}
+}
+
+func (c *Core) onPromiseReq(from cluster.MemberNo, r *PromiseReq) {
+	v := c.find(r.Service)
+	if v == nil {
+		return
+	}
+	if p := c.promise(v, r.Epoch); p != nil {
+		c.do(Send{from, p})
+	}
+}
+
+// promise is this member's answer as a voter; nil: it says nothing.
+func (c *Core) promise(v *service, e cluster.Epoch) *Promise {
+	s := c.rec(v)
+	own := s.Lock.Holder.Node == c.self && s.Lock.Epoch == e
+	if v.holder.Epoch == e && (v.holder.Renews() || v.closing) {
+		// The holder stops first; its Release, sent when all is shut, is its promise.
+		if v.holder.Renews() {
+			c.end(v, "another member asked for its epoch", false)
+		}
+		return nil
+	}
+	if v.holder.Epoch == e && v.holder.Phase == lease.Fenced {
+		return nil // it could not be made sure that all is shut
+	}
+	a := v.voter.Promise(c.now, e, own, c.known(v))
+	if a.Mute {
+		return nil
+	}
+	return &Promise{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Yes: a.Yes, In: a.In, Highest: a.Highest}
+}
+
+func (c *Core) onRelease(from cluster.MemberNo, r *Release) {
+	v := c.find(r.Service)
+	if v == nil {
+		return
+	}
+	s := c.rec(v)
+	if s.Lock.Epoch != r.Epoch || s.Lock.Holder.Node != from || s.Lock.Holder.Inc != r.Inc {
+		return // it comes again until the log has moved on
+	}
+	v.voter.Release(r.Epoch)
+	if _, ok := v.released[r.Epoch]; !ok {
+		v.released[r.Epoch] = *r
+		c.nextPlan = c.now
+	}
+	if v.move != nil && !v.move.prop {
+		v.move = nil // decide anew, with what the Release says
+	}
+	if c.leads {
+		c.lead()
+	}
+}
+
+func (c *Core) onGranted(g *Granted) {
+	v := c.find(g.Service)
+	if v == nil || !c.joined {
+		return
+	}
+	if g.To == c.me() {
+		c.granted(v, g.Epoch, g.TTL)
+		return
+	}
+	if v.holder.Saw(g.Epoch) {
+		c.end(v, "the next epoch was granted to "+c.st.MemberName(g.To.Node), true)
+	}
+}
+
+// age is how long ago anybody whom this member can ask heard a member.
+func (c *Core) age(n cluster.MemberNo) time.Duration {
+	if n == c.self {
+		return 0
+	}
+	best := c.own(n)
+	for i := range c.peers {
+		p := &c.peers[i]
+		if cluster.MemberNo(i) == n || p.beat == nil || p.since == 0 {
+			continue
+		}
+		for _, h := range p.beat.Heard {
+			if h.No == n {
+				best = min(best, c.now.Sub(p.at)+time.Duration(h.Ms)*time.Millisecond)
+			}
+		}
+	}
+	return best
+}
+
+// own is how long ago this member itself heard another one.
+func (c *Core) own(n cluster.MemberNo) time.Duration {
+	if n == c.self {
+		return 0
+	}
+	if c.peers[n].heard == 0 {
+		return never
+	}
+	return c.now.Sub(c.peers[n].heard)
+}
+
+// kick makes this member a candidate when the leader has gone silent and it is the one to do so: the first of the voters that are heard, nodes that
+// serve nothing before those that do, witnesses last, so that only one does it.
+func (c *Core) kick() {
+	t := c.st.Timing()
+	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
+		return
+	}
+	if c.now.Sub(c.started) < t.Kick || c.candidate() != c.self {
+		return
+	}
+	c.nextKick = c.now.Add(300 * time.Millisecond)
+	c.do(Kick{Why: c.st.MemberName(c.leader) + ", the leader, is heard by nobody"})
+}
+
+func (c *Core) candidate() cluster.MemberNo {
+	best, bestRank := cluster.MemberNo(0), -1
+	for _, n := range c.st.Group.Voters().List() {
+		m := c.st.Member(n)
+		if m == nil || n == c.leader || (n != c.self && c.own(n) >= c.st.Timing().Kick) {
+			continue
+		}
+		rank := 2
+		if m.Role == cluster.RoleWitness {
+			rank = 0
+		} else if c.holdsAny(n) {
+			rank = 1
+		}
+		if rank > bestRank {
+			best, bestRank = n, rank
+		}
+	}
+	return best
+}
+
+func (c *Core) holdsAny(n cluster.MemberNo) bool {
+	for i := range c.st.Services {
+		if s := &c.st.Services[i]; s.Lock.Holder.Node == n && !s.Stopped {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,101 @@
+package node
+
+import (
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/hanode/hanode/cluster/raft"
+	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/netid/vip"
+)
+
+// alarm is one thing that somebody must look at, on this node.
+type alarm struct {
+	Code, Object, Severity, Text, Remedy string
+	Since                                time.Time
+}
+
+// maxAlarms bounds what a node remembers; beyond it new ones are only logged.
+const maxAlarms = 256
+
+// alarms are those that stand on this node.
+type alarms struct {
+	mu  sync.Mutex
+	all map[[2]string]alarm
+}
+
+// raise sets an alarm, or renews its text.
+func (n *Node) raise(code, object, severity, text, remedy string) {
+	n.alarms.mu.Lock()
+	defer n.alarms.mu.Unlock()
+	k := [2]string{code, object}
+	a, have := n.alarms.all[k]
+	if !have {
+		if len(n.alarms.all) >= maxAlarms {
+			n.log.Error("too many alarms to remember one more", "code", code, "object", object, "text", text)
+			return
+		}
+		n.log.Warn(text, "alarm", code, "object", object, "do", remedy)
+		a.Since = time.Now()
+	}
+	a.Code, a.Object, a.Severity, a.Text, a.Remedy = code, object, severity, text, remedy
+	if n.alarms.all == nil {
+		n.alarms.all = map[[2]string]alarm{}
+	}
+	n.alarms.all[k] = a
+}
+
+// clear ends an alarm.
+func (n *Node) clear(code, object string) {
+	n.alarms.mu.Lock()
+	defer n.alarms.mu.Unlock()
+	k := [2]string{code, object}
+	if _, have := n.alarms.all[k]; have {
+		n.log.Info("alarm over", "alarm", code, "object", object)
+		delete(n.alarms.all, k)
+	}
+}
+
+// standing lists the alarms, the oldest first.
+func (n *Node) standing() []alarm {
+	n.alarms.mu.Lock()
+	defer n.alarms.mu.Unlock()
+	var out []alarm
+	for _, a := range n.alarms.all {
+		out = append(out, a)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Since.Before(out[j].Since) })
+	return out
+}
+
+func (n *Node) alarm(a core.Alarm) {
+	if a.Clear {
+		n.clear(a.Code, a.Object)
+		return
+	}
+	n.raise(a.Code, a.Object, a.Severity, a.Text, a.Remedy)
+}
+
+func (n *Node) onRaftAlarm(a raft.Alarm) {
+	name := n.dir.Identity.Name
+	switch a.Kind {
+	case raft.AlarmRecovered:
+		n.clear(string(raft.AlarmStalled), name)
+		n.clear(string(raft.AlarmHopeless), name)
+	case raft.AlarmHopeless:
+		n.raise(string(a.Kind), name, "crit", a.Text, "the services are handed over and this daemon ends: look at the disk of the state directory")
+		n.hopeless()
+	default:
+		n.raise(string(a.Kind), name, "warn", a.Text, "look at the disk of the state directory")
+	}
+}
+
+func (n *Node) onVIP(e vip.Event) {
+	switch e.Kind {
+	case vip.Duplicate:
+		n.raise("duplicate-address", e.Prefix.Addr().String(), "crit", e.String(), "find the machine with this MAC and take the address away from it")
+	default:
+		n.log.Warn(e.String(), "interface", e.Interface, "address", e.Prefix.String())
+	}
+}

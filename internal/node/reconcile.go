@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/failover/agent"
+	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/page"
+	"github.com/hanode/hanode/netid/vip"
+)
+
+// reconcile makes the services of this node those that the spec names for it, whenever the spec or the members change.
+func (n *Node) reconcile(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.reconcileNow:
+		}
+		var want []wanted
+		joined := false
+		err := n.m.On(func(c *core.Core) {
+			joined = c.Joined()
+			st := c.State()
+			for i := range st.Services {
+				s := &st.Services[i]
+				if spec := st.Compiled().Service(s.Name); spec != nil && s.Lock.Eligible.Has(c.Self()) {
+					want = append(want, wanted{s.No, *spec})
+				}
+			}
+		})
+		if err != nil {
+			return nil
+		}
+		if !joined {
+			continue // nothing runs before the log has admitted this run
+		}
+		if err := n.apply(ctx, want); err != nil {
+			n.raise("spec", n.dir.Identity.Name, "crit", "the spec could not be put in force here: "+err.Error(), "mend what it names, then hanode service restart")
+		} else {
+			n.clear("spec", n.dir.Identity.Name)
+		}
+	}
+}
+
+type wanted struct {
+	no   cluster.ServiceNo
+	spec cluster.ServiceSpec
+}
+
+// apply stops what is no longer wanted or has changed, declares all addresses, and starts what is new.
+func (n *Node) apply(ctx context.Context, want []wanted) error {
+	keep := map[cluster.ServiceNo]bool{}
+	var fresh []wanted
+	for _, w := range want {
+		s := n.byNo(w.no)
+		switch {
+		case s == nil:
+			fresh = append(fresh, w)
+		case reflect.DeepEqual(*s.spec, w.spec):
+			keep[w.no] = true
+		case !needsStop(s.spec, &w.spec):
+			s.setSpec(w.spec)
+			keep[w.no] = true
+		default:
+			fresh = append(fresh, w)
+		}
+	}
+	for _, s := range n.list() {
+		if !keep[s.no] {
+			n.stopService(ctx, s)
+		}
+	}
+	var known []vip.Address
+	for _, w := range want {
+		for _, v := range w.spec.VIPs {
+			known = append(known, vip.Address{Service: w.no, Prefix: v.Prefix, Interface: v.Interface, VirtualMAC: v.MAC == "virtual"})
+		}
+	}
+	if err := n.vips.SetKnown(known); err != nil {
+		return err
+	}
+	var errs error
+	for _, w := range fresh {
+		if err := n.startService(w); err != nil {
+			errs = fmt.Errorf("service %s: %w", w.spec.Name, err)
+			n.m.Step(core.Health{Service: w.no, Unhealthy: true, GaveUp: err.Error(), Then: "failover"})
+		}
+	}
+	return errs
+}
+
+// needsStop says whether a change of a service's spec can take effect only by stopping it here. Policy is live.
+func needsStop(old, new *cluster.ServiceSpec) bool {
+	return !reflect.DeepEqual(old.VIPs, new.VIPs) || !reflect.DeepEqual(old.Processes, new.Processes) || !reflect.DeepEqual(old.Checks, new.Checks) ||
+		!reflect.DeepEqual(old.OnFailure, new.OnFailure) || old.Run != new.Run
+}
+
+// startService makes everything that one service needs here.
+func (n *Node) startService(w wanted) error {
+	spec := w.spec
+	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), w: n.world()}
+	s.addrs = s.vipAddrs()
+	var err error
+	if s.page, err = page.Create(spec.Name); err != nil {
+		return err
+	}
+	s.page.SetIncarnation(n.dir.Inc)
+	s.page.Set(0, 0, page.Standby)
+	if s.group, err = n.root.Group(spec.Name); err != nil {
+		return err
+	}
+	sup, err := supervise.New(supervise.Config{Service: spec.Name, Specs: spec.Processes, OnFailure: spec.OnFailure, Group: s.group, Page: s.page.File(),
+		Log: n.log, Env: []string{"HANODE_NODE=" + n.dir.Identity.Name}, Output: n.output(spec.Name), Events: s.onProcess})
+	if err != nil {
+		return err
+	}
+	s.procs = sup
+	if err := n.gate.SetVIPs(w.no, s.addrs); err != nil {
+		return err
+	}
+	if err := n.guardAdd(s); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	s.ended = make(chan struct{})
+	n.mu.Lock()
+	n.services[w.no], n.stopping[w.no] = s, cancel
+	n.mu.Unlock()
+	n.run.Go(func() error {
+		defer close(s.ended)
+		checks := make(chan struct{})
+		go func() {
+			defer close(checks)
+			n.runChecks(ctx, s)
+		}()
+		err := s.run(ctx)
+		cancel()
+		<-checks
+		if err != nil && n.ctx.Err() == nil {
+			n.raise("processes", s.name, "crit", err.Error(), "look at the processes of the service on this node")
+		}
+		return nil
+	})
+	s.orders <- orderStandby{}
+	return nil
+}
+
+// stopService ends everything of one service here. Its tenure, if there was one, has been ended by the core before, or ends with the page.
+func (n *Node) stopService(ctx context.Context, s *service) {
+	n.mu.Lock()
+	cancel := n.stopping[s.no]
+	delete(n.services, s.no)
+	delete(n.stopping, s.no)
+	n.mu.Unlock()
+	s.active.Store(false)
+	s.page.Set(cluster.Epoch(s.epoch.Load()), 0, page.Draining)
+	if err := n.gate.Close(s.no); err != nil {
+		n.log.Warn("gate", "service", s.name, "err", err)
+	}
+	cancel()
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+	n.guardRemove(s)
+	if err := n.gate.SetVIPs(s.no, nil); err != nil {
+		n.log.Warn("gate", "service", s.name, "err", err)
+	}
+	if err := s.group.Remove(); err != nil {
+		n.log.Debug("cgroup", "service", s.name, "err", err)
+	}
+	s.page.Close()
+}
+
+func (n *Node) world() world {
+	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log,
+		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) }}
+}
+
+func (n *Node) output(service string) func(string, []byte) {
+	if n.cfg.Output != nil {
+		return func(process string, line []byte) { n.cfg.Output(service, process, line) }
+	}
+	return func(process string, line []byte) {
+		n.log.Info(string(line), "service", service, "process", process)
+	}
+}
+
+// runChecks runs the checks of a service that this node is to run, in the role that it has.
+func (n *Node) runChecks(ctx context.Context, s *service) {
+	if len(s.spec.Checks) == 0 {
+		return
+	}
+	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Group: s.group}, s.onCheck)
+	if err != nil && ctx.Err() == nil {
+		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")
+	}
+}

@@ -1,0 +1,449 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/failover/agent"
+	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/internal/cgroup"
+	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/page"
+)
+
+// identity is what a service needs of netid. It is declared here so that the runner can be tested without the kernel.
+type identity interface {
+	Claim(cluster.ServiceNo) (map[netip.Prefix]string, error)
+	Drop(cluster.ServiceNo) error
+}
+
+// processes is what a service needs of failover/supervise.
+type processes interface {
+	Run(context.Context) error
+	Start(ctx context.Context, role string, epoch cluster.Epoch) error
+	Promote(ctx context.Context, epoch cluster.Epoch) error
+	Demote(ctx context.Context, epoch cluster.Epoch) error
+	Stop(context.Context) error
+	Kill(context.Context) error
+	Freeze(context.Context) error
+	Thaw() error
+	Processes() []supervise.ProcessState
+}
+
+// world is what the runner reports to and asks for.
+type world struct {
+	now      func() cluster.Instant
+	step     func(core.Event)                       // hands an event to the core
+	record   func(service string, d state.Decision) // adds steps to the service's last decision
+	sever    func([]netip.Addr) (int, error)        // destroys the sockets on these addresses
+	identity identity
+	onLoop   func(func()) // runs on the loop, where the page is written
+	self     string
+	log      *slog.Logger
+}
+
+// service runs one service on this node: one goroutine carries out the orders of the core, in order, which may take as long as
+// processes take to start and stop. What must be at once (deadline page and gate) has been done by then, on the loop.
+type service struct {
+	no    cluster.ServiceNo
+	name  string
+	spec  *cluster.ServiceSpec
+	w     world
+	page  *page.Writer
+	procs processes
+	addrs []netip.Addr
+	group *cgroup.Group
+	ended chan struct{} // closed when its goroutine has ended
+
+	orders chan any
+	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
+	epoch   atomic.Uint64 // of the present tenure here; 0: none
+	active  atomic.Bool
+	since   atomic.Int64 // of the last Begin: time since the zero of the time line
+	granted atomic.Int64 // of the last Begin: when it came
+
+	mu       sync.Mutex
+	health   healthState
+	checks   map[string]agent.Status
+	readyAt  cluster.Instant
+	openedAt cluster.Instant
+	zero     cluster.Instant // of the time line
+	steps    []state.Step
+}
+
+type healthState struct {
+	up        bool // the processes of the present role run
+	unhealthy string
+	byCheck   bool
+	gaveUp    string
+	then      string
+}
+
+// Orders to the runner.
+type (
+	orderOpen struct {
+		epoch cluster.Epoch
+		at    cluster.Instant
+		since time.Duration
+	}
+	orderClose struct {
+		epoch   cluster.Epoch
+		planned bool
+		why     string
+	}
+	orderPrepare struct {
+		epoch cluster.Epoch
+		stop  bool
+	}
+	orderRestore struct{ epoch cluster.Epoch }
+	orderRestart struct{ why string }
+	orderStandby struct{}
+)
+
+// run carries out orders until ctx ends; then it stops what runs. An orderly end has given the service away before.
+func (s *service) run(ctx context.Context) error {
+	done := make(chan error, 1)
+	procCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	go func() { done <- s.procs.Run(procCtx) }()
+	for {
+		select {
+		case <-ctx.Done():
+			s.leave()
+			stop()
+			return <-done
+		case err := <-done:
+			return err
+		case o := <-s.orders:
+			s.do(ctx, o)
+		}
+	}
+}
+
+func (s *service) do(ctx context.Context, o any) {
+	switch o := o.(type) {
+	case orderOpen:
+		s.open(ctx, o)
+	case orderClose:
+		s.close(ctx, o)
+	case orderPrepare:
+		s.w.step(core.Drained{Service: s.no, Epoch: o.epoch, Err: s.prepare(ctx, o)})
+	case orderRestore:
+		s.restore(ctx, o)
+	case orderRestart:
+		s.restart(ctx, o)
+	case orderStandby:
+		s.standby(ctx)
+	}
+}
+
+// current says whether the tenure that an order belongs to still lasts.
+func (s *service) current(e cluster.Epoch) bool {
+	return s.epoch.Load() == uint64(e) && s.active.Load()
+}
+
+// open makes the service serve: addresses, then processes. The gate has been opened already.
+func (s *service) open(ctx context.Context, o orderOpen) {
+	if !s.current(o.epoch) {
+		return
+	}
+	s.begin(o)
+	if len(s.addrs) > 0 {
+		on, err := s.w.identity.Claim(s.no)
+		for p, dev := range on {
+			s.step(fmt.Sprintf("%s on %s, announced", p.Addr(), dev), "")
+		}
+		if err != nil {
+			s.failed("the addresses could not be taken: "+err.Error(), "failover")
+			return
+		}
+	}
+	if !s.current(o.epoch) {
+		return // closed meanwhile: the order to close is next in line and takes the addresses away
+	}
+	hot := s.spec.Hot()
+	if err := s.procs.Promote(ctx, o.epoch); err != nil {
+		if errors.Is(err, context.Canceled) {
+			return
+		}
+		s.failed("the processes could not be started: "+err.Error(), s.spec.OnFailure.Then)
+		s.flush("")
+		return
+	}
+	switch {
+	case len(s.spec.Processes) == 0:
+	case hot:
+		s.step("processes told that they are active", "")
+	default:
+		s.step("processes started", "")
+	}
+	s.up()
+	if len(s.spec.Checks) == 0 {
+		s.ready("processes run")
+	}
+	s.flush("")
+}
+
+func (s *service) begin(o orderOpen) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.openedAt, s.readyAt, s.steps = o.at, 0, nil
+	s.zero = o.at.Add(-o.since)
+	s.health = healthState{up: s.health.up && s.spec.Hot()}
+	s.checks = nil
+}
+
+func (s *service) step(what, detail string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.steps = append(s.steps, state.Step{Us: s.w.now().Sub(s.zero).Microseconds(), What: what, Who: s.w.self, Detail: detail})
+}
+
+// ready notes that the service has become ready in this tenure, once.
+func (s *service) ready(how string) {
+	s.mu.Lock()
+	if s.readyAt != 0 || !s.active.Load() {
+		s.mu.Unlock()
+		return
+	}
+	s.readyAt = s.w.now()
+	s.mu.Unlock()
+	s.step(how, "")
+}
+
+// flush adds the steps so far to the decision that made this tenure.
+func (s *service) flush(outcome string) {
+	s.mu.Lock()
+	d := state.Decision{Steps: s.steps, Outcome: outcome}
+	if s.openedAt != 0 {
+		d.OutageMs = s.openedAt.Sub(s.zero).Milliseconds()
+	}
+	if s.readyAt != 0 {
+		d.ReadyMs, d.Outcome = s.readyAt.Sub(s.zero).Milliseconds(), "done"
+	}
+	s.steps = nil
+	s.mu.Unlock()
+	if len(d.Steps) > 0 || d.Outcome != "" {
+		s.w.record(s.name, d)
+	}
+}
+
+// freezeWait bounds how long a Release waits for the application to stand still (rule H6).
+const freezeWait = 50 * time.Millisecond
+
+// close makes sure that nothing of the service acts any more, says so, and then clears up.
+func (s *service) close(ctx context.Context, o orderClose) {
+	err := s.still(ctx)
+	s.w.step(core.Shut{Service: s.no, Epoch: o.epoch, Err: err})
+	if len(s.addrs) > 0 {
+		if e := s.w.identity.Drop(s.no); e != nil {
+			s.w.log.Error("take the addresses away", "service", s.name, "err", e)
+		}
+		if _, e := s.w.sever(s.addrs); e != nil {
+			s.w.log.Warn("destroy the sockets on the addresses", "service", s.name, "err", e)
+		}
+	}
+	if o.planned && err == nil && s.spec.Hot() && s.running() {
+		if e := s.demote(ctx, o.epoch); e == nil {
+			s.up()
+			return
+		}
+	}
+	if e := s.procs.Kill(ctx); e != nil {
+		s.w.log.Error("kill the processes", "service", s.name, "err", e)
+		if err != nil {
+			return
+		}
+	}
+	// A process that is born into a frozen group never gets to its exec, and the thread that made it waits for that.
+	if e := s.procs.Thaw(); e != nil {
+		s.w.log.Error("thaw the group of the processes", "service", s.name, "err", e)
+		return
+	}
+	if err != nil { // what could not be frozen is dead now
+		s.w.step(core.Shut{Service: s.no, Epoch: o.epoch})
+	}
+	s.standby(ctx)
+}
+
+// still freezes the application, or kills it where it cannot be frozen in time.
+func (s *service) still(ctx context.Context) error {
+	if len(s.spec.Processes) == 0 {
+		return nil
+	}
+	c, cancel := context.WithTimeout(ctx, freezeWait)
+	defer cancel()
+	if err := s.procs.Freeze(c); err != nil {
+		k, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return s.procs.Kill(k)
+	}
+	return nil
+}
+
+func (s *service) running() bool {
+	for _, p := range s.procs.Processes() {
+		if p.State != "running" && p.State != "stopped" {
+			return false
+		}
+	}
+	return true
+}
+
+// asStandby says on the page that the service does not act here, and that the guard has nothing to kill; health begins anew.
+func (s *service) asStandby() {
+	s.w.onLoop(func() {
+		if !s.active.Load() {
+			s.page.Set(cluster.Epoch(s.epoch.Load()), 0, page.Standby)
+		}
+	})
+	s.mu.Lock()
+	s.health, s.checks = healthState{}, nil
+	s.mu.Unlock()
+}
+
+func (s *service) demote(ctx context.Context, e cluster.Epoch) error {
+	s.asStandby()
+	if err := s.procs.Thaw(); err != nil {
+		return err
+	}
+	return s.procs.Demote(ctx, e)
+}
+
+// standby starts what runs on a standby too.
+func (s *service) standby(ctx context.Context) {
+	if s.active.Load() {
+		return
+	}
+	s.asStandby()
+	if s.spec.Hot() {
+		if err := s.procs.Start(ctx, supervise.Standby, cluster.Epoch(s.epoch.Load())); err != nil {
+			if ctx.Err() == nil {
+				s.failed("the standby could not be started: "+err.Error(), "ignore")
+			}
+			return
+		}
+	}
+	s.up()
+}
+
+// prepare stops, in good order, what must not run on two nodes: everything cold; everything at all when the service is to stop.
+func (s *service) prepare(ctx context.Context, o orderPrepare) error {
+	if !s.current(o.epoch) {
+		return errors.New("the tenure has ended meanwhile")
+	}
+	if s.spec.Hot() && !o.stop {
+		return nil
+	}
+	if err := s.procs.Stop(ctx); err != nil {
+		return fmt.Errorf("stop the processes of %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// restore brings back what prepare stopped.
+func (s *service) restore(ctx context.Context, o orderRestore) {
+	if !s.current(o.epoch) {
+		return
+	}
+	if err := s.procs.Start(ctx, supervise.Active, o.epoch); err != nil {
+		s.failed("it could not be started again after a move that did not take place: "+err.Error(), s.spec.OnFailure.Then)
+	}
+}
+
+func (s *service) restart(ctx context.Context, o orderRestart) {
+	s.w.log.Info("restarting the processes", "service", s.name, "why", o.why)
+	role := supervise.Standby
+	if s.active.Load() {
+		role = supervise.Active
+	}
+	if err := s.procs.Stop(ctx); err != nil {
+		s.failed("stop for a restart: "+err.Error(), s.spec.OnFailure.Then)
+		return
+	}
+	s.mu.Lock()
+	s.health = healthState{}
+	s.mu.Unlock()
+	if err := s.procs.Start(ctx, role, cluster.Epoch(s.epoch.Load())); err != nil {
+		s.failed("start again: "+err.Error(), s.spec.OnFailure.Then)
+		return
+	}
+	s.up()
+}
+
+// leave is the end of the daemon: nothing of the service stays.
+func (s *service) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.stopTime())
+	defer cancel()
+	if err := s.procs.Stop(ctx); err != nil {
+		s.w.log.Warn("stop the processes", "service", s.name, "err", err)
+	}
+	if len(s.addrs) > 0 {
+		if err := s.w.identity.Drop(s.no); err != nil {
+			s.w.log.Warn("take the addresses away", "service", s.name, "err", err)
+		}
+	}
+}
+
+func (s *service) stopTime() time.Duration {
+	d := 5 * time.Second
+	for i := range s.spec.Processes {
+		d += s.spec.Processes[i].StopTimeout
+	}
+	return d
+}
+
+// setSpec takes over changes of policy, which need no stop.
+func (s *service) setSpec(spec cluster.ServiceSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spec = &spec
+}
+
+// up notes that the processes of the present role run.
+func (s *service) up() {
+	s.mu.Lock()
+	s.health.up = true
+	s.mu.Unlock()
+	s.tell()
+}
+
+// failed notes that the service cannot run here.
+func (s *service) failed(why, then string) {
+	s.mu.Lock()
+	s.health.unhealthy, s.health.gaveUp, s.health.then = why, why, then
+	s.mu.Unlock()
+	s.w.log.Warn("the service does not run here", "service", s.name, "why", why)
+	s.step(why, "")
+	s.tell()
+}
+
+// tell passes the health on to the core.
+func (s *service) tell() {
+	s.mu.Lock()
+	h := core.Health{Service: s.no, Ready: s.health.up && s.health.unhealthy == "", Unhealthy: s.health.unhealthy != "", GaveUp: s.health.gaveUp, Then: s.health.then}
+	s.mu.Unlock()
+	s.w.step(h)
+}
+
+// onProcess takes what the supervisor reports. It runs on the supervisor's own goroutine.
+func (s *service) onProcess(e supervise.Event) {
+	log := s.w.log.With("service", s.name, "process", e.Process)
+	switch e.Kind {
+	case supervise.GaveUp:
+		log.Warn("a process is not started again", "why", e.Reason, "then", e.Then)
+		s.failed(fmt.Sprintf("process %s: %s", e.Process, e.Reason), e.Then)
+	case supervise.Exited, supervise.Restarting, supervise.StopKilled:
+		log.Info("process "+e.Kind.String(), "pid", e.Pid, "code", e.Code, "signal", e.Signal.String(), "why", e.Reason)
+	case supervise.Ready, supervise.Started:
+		log.Debug("process "+e.Kind.String(), "pid", e.Pid)
+	}
+}
