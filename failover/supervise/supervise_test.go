@@ -369,6 +369,18 @@ func TestKillEndsEverybodyAtOnceAlsoFrozen(t *testing.T) {
 	w.start(Active) // and it can be started again
 }
 
+// The end of a killed process may be noticed before the order to its actor has come.
+func TestAnExitByOurOwnKillIsNoFailure(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.OnFailure.Restarts = 5 }, sh("a", forever))
+	w.start(Active)
+	w.killGen.Store(w.gen.Add(1)) // as Kill begins
+	w.kill9(0)
+	w.event(Stopped, 1)
+	if w.count(Exited)+w.count(Restarting)+w.count(GaveUp) != 0 {
+		t.Error("the kill was taken for a failure")
+	}
+}
+
 func TestAStartInAFrozenServiceHangsNobodyAndAKillEndsIt(t *testing.T) {
 	w := newWorld(t, nil, sh("a", "echo up; "+forever))
 	if !w.group.Cgroups() {
