@@ -49,6 +49,7 @@ type Core struct {
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
+	leaderID  string // its name in the Raft configuration, as last told
 	nextKick  cluster.Instant
 	nextBeat  cluster.Instant
 	nextRenew cluster.Instant
@@ -135,6 +136,7 @@ func (c *Core) take() []Action {
 
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
+	c.findLeader()
 	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
 		c.self = m.No
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {

@@ -309,14 +309,7 @@ func (m *Member) onState(s raft.State) {
 		now := m.group.State()
 		m.leading.Store(now.Mine)
 		m.loop.post(func() {
-			lead := core.Leadership{Mine: now.Mine}
-			st := m.core.State()
-			for i := range st.Members {
-				if st.Members[i].ServerID() == now.Leader {
-					lead.Leader = st.Members[i].No
-				}
-			}
-			m.loop.step(lead)
+			m.loop.step(core.Leadership{ServerID: now.Leader, Mine: now.Mine})
 		}, false)
 	}()
 }
