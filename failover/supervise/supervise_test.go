@@ -111,7 +111,9 @@ func newWorld(t *testing.T, change func(*Config), specs ...cluster.ProcessSpec) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		self.Remove()
+		if err := self.Remove(); err != nil {
+			t.Error(err)
+		}
 		w.root.Close()
 		if t.Failed() {
 			w.mu.Lock()
