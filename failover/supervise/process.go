@@ -217,10 +217,10 @@ func (p *proc) launched(r *run, err error, at cluster.Instant) {
 		r.Signal(syscall.SIGKILL)
 		return // exited follows
 	}
-	p.emit(Event{Kind: Started, Pid: r.Pid, At: at})
-	if !p.want {
-		return
+	if !p.want || p.s.killGen.Load() > p.gen {
+		return // an exec step that was killed says nothing either
 	}
+	p.emit(Event{Kind: Started, Pid: r.Pid, At: at})
 	if p.spec.Ready == "notify" {
 		if d := p.spec.StartTimeout; d > 0 && !r.ready {
 			p.timers.ready = p.after(d, func() { p.notReady(r) })
