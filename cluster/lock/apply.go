@@ -96,6 +96,8 @@ func (s *Service) MayHold(g *Group, to Holder) Result {
 		return Accepted
 	case !s.InSync.Has(to.Node):
 		return NotInSync
+	case s.Epoch == 0: // nobody has written yet: no reboot can have lost anything
+		return Accepted
 	}
 	for _, b := range s.Boots {
 		if b.Node == to.Node && b.Boot == a.Boot {

@@ -14,9 +14,10 @@ import (
 
 const never = plan.Never
 
-// view is this moment as this member sees it.
+// view is this moment as this member sees it. It is good until the next call: it is made many times a second, and its memory is used again.
 func (c *Core) view() *plan.View {
-	v := &plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3}
+	v := &c.viewed
+	*v = plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3, Members: v.Members[:0]}
 	if s := c.st.Compiled(); s != nil {
 		v.Damping = s.MaxFailovers
 	}
@@ -39,11 +40,16 @@ func (c *Core) spec(v *service) *cluster.ServiceSpec {
 	return all.Service(s.Name)
 }
 
-// facts is everything that is known of one service.
+// facts is everything that is known of one service; good until the next call for this service.
 func (c *Core) facts(v *service) *plan.Service {
 	s := c.rec(v)
-	out := &plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
-		HeldWhy: s.HeldWhy, Reports: map[cluster.MemberNo]plan.Report{}}
+	out := &v.facts
+	if out.Reports == nil {
+		out.Reports = map[cluster.MemberNo]plan.Report{}
+	}
+	clear(out.Reports)
+	*out = plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
+		HeldWhy: s.HeldWhy, Reports: out.Reports}
 	within := 10 * time.Minute
 	if all := c.st.Compiled(); all != nil {
 		within = all.FailoversWithin

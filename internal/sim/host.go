@@ -461,8 +461,10 @@ func (h *host) close(a core.Close) {
 	}
 	d = g.orderly(w.t, d)
 	var err error
+	kill := time.Duration(0)
 	if w.chance(12) {
 		err = errLocal
+		kill = g.orderly(w.t, w.between(time.Millisecond, 2*time.Second)) - d // what could not be stopped is killed
 	}
 	e := g.epoch
 	h.later(d, func() {
@@ -473,7 +475,7 @@ func (h *host) close(a core.Close) {
 			}
 		} else {
 			g.failed = true
-			h.later(g.orderly(w.t, w.between(time.Millisecond, 2*time.Second)), func() { // what could not be stopped is killed
+			h.later(kill, func() {
 				g.failed = false
 				if g.epoch == e && !g.open {
 					shut()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,6 +73,7 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	n := seeds(t, 5000)
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
 	began := time.Now()
 	var mu sync.Mutex
 	var sum Result
