@@ -167,6 +167,11 @@ func (b *bench) follow(w *world, m int, gen uint8) {
 	x.lo, x.hi = r.lo, r.hi
 	mine := int(r.holder) == m && r.inc == x.inc && r.epoch > 0
 	bumped := mine && r.gen == gen && r.epoch == x.epoch+1 && x.phase != uint8(lease.Idle)
+	if int(r.holder) == m && r.sticky && r.inc != x.inc && b.c.code.stickyWithoutQuorum {
+		x.phase, x.epoch, x.ttl, x.sticky, x.stickyLeft = uint8(lease.Serving), r.epoch, r.ttl, true, leftOf(int(r.ttl), 0)
+		b.daemon(w, m)
+		return
+	}
 	switch {
 	case bumped:
 		h := b.loadHolder(w, m)

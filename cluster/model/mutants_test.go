@@ -98,6 +98,7 @@ func table(t *testing.T, vs []variant) {
 			c := v.in()
 			c.code = product()
 			v.do(&c)
+			c.most = 4000000
 			r := explore(&c)
 			if r.broken == "" {
 				t.Fatalf("not caught: %v", r)
