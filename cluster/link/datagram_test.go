@@ -2,6 +2,7 @@ package link
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -224,5 +225,23 @@ func TestGuessesLockTheirSourceOutAndNoOther(t *testing.T) {
 	g2.wrong(v6, now)
 	if g2.locked(netip.MustParseAddr("fd00::2"), now) == 0 {
 		t.Error("another address of the same /64 is free")
+	}
+}
+
+func TestAMessageLongerThanItsLimitIsNotRead(t *testing.T) {
+	var b bytes.Buffer
+	var v hello
+	if err := writeMessage(&b, v, maxHello); err != nil {
+		t.Fatal(err)
+	}
+	fits := b.Len() - 8
+	if err := readMessage(bytes.NewReader(b.Bytes()), &v, fits); err != nil {
+		t.Errorf("at its limit: %v", err)
+	}
+	if err := readMessage(&b, &v, fits-1); !errors.Is(err, errMalformed) || b.Len() != fits {
+		t.Errorf("one byte above its limit: %v, %d bytes left of %d", err, b.Len(), fits)
+	}
+	if err := writeMessage(&b, v, fits-1); err == nil {
+		t.Error("wrote what nobody will read")
 	}
 }

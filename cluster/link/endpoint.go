@@ -118,7 +118,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.ctx = ctx
 	e.mu.Unlock()
 	for _, s := range e.socks {
-		e.wg.Go(func() { e.accept(ctx, s, cancel) })
+		e.wg.Go(func() { e.accept(ctx, s) })
 		e.wg.Go(func() { e.read(ctx, s, cancel) })
 	}
 	e.maintain(ctx)
@@ -234,7 +234,7 @@ func (e *Endpoint) wakeUp() {
 }
 
 // accept takes connections; each handshake has its own goroutine, bounded in number by address and in all.
-func (e *Endpoint) accept(ctx context.Context, s *socket, fail context.CancelCauseFunc) {
+func (e *Endpoint) accept(ctx context.Context, s *socket) {
 	for {
 		c, err := s.tcp.AcceptTCP()
 		switch {

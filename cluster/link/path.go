@@ -22,7 +22,6 @@ type path struct {
 	sender        *sender // under the member's sendMu
 
 	heard     atomic.Int64 // Instant of the last authentic arrival
-	theirSent atomic.Int64 // what that frame's header said of its sending
 	confirmed atomic.Int64 // Instant at which the newest of our frames was sent that the other side says to have heard
 	rtt       atomic.Int64 // ns
 	sentN     atomic.Uint64
@@ -30,6 +29,8 @@ type path struct {
 	errorsN   atomic.Uint64
 
 	mu      sync.Mutex
+	echoAt  cluster.Instant // the last arrival, and what its header says of its sending
+	echo    cluster.Instant
 	up      bool
 	since   cluster.Instant // of up
 	changed cluster.Instant // last change to down, or the first time it was judged
@@ -41,7 +42,9 @@ type path struct {
 func (q *path) arrived(h *header, at cluster.Instant) {
 	q.receivedN.Add(1)
 	q.heard.Store(int64(at))
-	q.theirSent.Store(int64(h.sent))
+	q.mu.Lock()
+	q.echoAt, q.echo = at, h.sent
+	q.mu.Unlock()
 	if h.echo == 0 || h.echo > at || int64(h.echo) < q.confirmed.Load() {
 		return
 	}
@@ -53,6 +56,13 @@ func (q *path) arrived(h *header, at cluster.Instant) {
 		}
 		q.rtt.Store(int64(rtt))
 	}
+}
+
+// answer is what the next frame on this path says of the last one that came: its sending, and how long ago it came.
+func (q *path) answer(now cluster.Instant) (echo cluster.Instant, age time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.echo, now.Sub(q.echoAt)
 }
 
 // works is the last instant at which both directions are known to have worked; 0: never.

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -28,6 +29,11 @@ func TestAMemberWhoseDiskHangsNeitherVotesNorDies(t *testing.T) {
 	}
 	if al := <-w.alarms; al.Kind != AlarmStalled {
 		t.Fatalf("%+v", al)
+	}
+	select {
+	case <-w.last.gate.closed:
+	default:
+		t.Fatal("a stalled member can still be heard by the group")
 	}
 	for end := time.Now().Add(700 * time.Millisecond); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if _, mine, _ := b.Leader(); mine {
@@ -176,5 +182,44 @@ func TestALogEntryKeepsItsExtensionsAndLosesItsSeal(t *testing.T) {
 	}
 	if err := st.StoreLog(in); err == nil {
 		t.Fatal("a failed store takes writes")
+	}
+}
+
+func TestAHealthyStoreIsNeverCalledDamaged(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), dbName)
+	rng := rand.New(rand.NewPCG(1, 2))
+	var first, last uint64 = 1, 0
+	for round := 0; round < 8; round++ {
+		st, err := newStore(path, time.Second, nil, newBallast("", -1), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for op := 0; op < 25; op++ {
+			switch n := uint64(rng.IntN(60)); {
+			case op%5 == 4 && first+n < last: // behind a snapshot
+				err = st.DeleteRange(first, first+n)
+				first += n + 1
+			case op%7 == 6 && first+n/8 < last: // a tail that another leader replaces
+				err = st.DeleteRange(last-n/8, last)
+				last -= n/8 + 1
+			default:
+				var logs []*hraft.Log
+				for ; n > 0; n-- {
+					last++
+					logs = append(logs, &hraft.Log{Index: last, Term: uint64(round), Data: make([]byte, rng.IntN(1<<rng.IntN(14)))})
+				}
+				err = st.StoreLogs(logs)
+				st.SetUint64([]byte(keyVoteTerm), last)
+				st.Set([]byte(keyVoteCand), []byte("b"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		st.closeFile()
+		if err := checkFile(path); err != nil {
+			t.Fatalf("round %d, entries %d to %d: %v", round, first, last, err)
+		}
 	}
 }

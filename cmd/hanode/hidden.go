@@ -6,6 +6,9 @@ func (e *env) child(args []string) (func() int, bool) {
 	if len(args) == 0 {
 		return nil, false
 	}
+	if args[0] == "demo" && e.demoMain != nil {
+		return func() int { return e.demoMain(args[1:]) }, true
+	}
 	f := map[string]func([]string) int{"exec-child": e.execChild, "guard": e.guard}[args[0]]
 	if f == nil {
 		return nil, false

@@ -99,8 +99,8 @@ func lastKnown(ctx context.Context, e *env, o statusOptions, cause error) error 
 	if ctx.Err() != nil {
 		return cause
 	}
-	status := api.ExitStatus(cause)
-	if status != api.ExitUnreachable && status != api.ExitTimeout {
+	code := api.AsError(cause).Code
+	if code != api.CodeUnreachable && code != api.CodeTimeout {
 		return cause
 	}
 	s, err := api.LoadLastStatus(o.data, e.Now())
@@ -108,7 +108,7 @@ func lastKnown(ctx context.Context, e *env, o statusOptions, cause error) error 
 		return whyNoState(cause, err, o)
 	}
 	said := api.AsError(cause)
-	if status == api.ExitTimeout {
+	if code == api.CodeTimeout {
 		said = &api.Error{Code: api.CodeUnreachable, What: "hanode did not answer within " + o.timeout.String(), Why: "it hangs, or is very busy"}
 	}
 	s.Next = ui.NextFor(s)

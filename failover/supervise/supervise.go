@@ -140,6 +140,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return errors.Join(err, s.release())
 		}
 	}
+	if err := s.cfg.Group.Thaw(); err != nil { // an earlier freeze would hold everything that starts
+		return errors.Join(fmt.Errorf("thaw %s: %w", s.cfg.Service, err), s.release())
+	}
 	done := make(chan struct{})
 	var listener, actors sync.WaitGroup
 	listener.Go(func() { s.events.run(done, s.cfg.Events) })
@@ -179,6 +182,9 @@ func (s *Supervisor) release() error {
 func (s *Supervisor) Start(ctx context.Context, role string, epoch cluster.Epoch) error {
 	if role != Active && role != Standby {
 		return fmt.Errorf("service %s: role %q: choose active or standby", s.cfg.Service, role)
+	}
+	if err := s.awaitRun(ctx); err != nil {
+		return err
 	}
 	gen := s.gen.Load()
 	for _, p := range s.procs {
@@ -281,9 +287,6 @@ func (s *Supervisor) Kill(ctx context.Context) error {
 		}
 	}
 	killErr = errors.Join(killErr, s.cfg.Group.Kill())
-	if err := s.cfg.Group.WaitEmpty(ctx); err != nil {
-		return errors.Join(killErr, err)
-	}
 	for _, p := range s.procs {
 		if err := p.awaitGone(ctx); err != nil {
 			return err
@@ -317,14 +320,21 @@ func (s *Supervisor) Processes() []ProcessState {
 	return out
 }
 
-// ask posts f to the actor of p, once Run runs.
-func (s *Supervisor) ask(ctx context.Context, p *proc, f func()) error {
+func (s *Supervisor) awaitRun(ctx context.Context) error {
 	select {
 	case <-s.running:
+		return nil
 	case <-s.ended:
 		return s.notRunning()
 	case <-ctx.Done():
 		return fmt.Errorf("service %s: its supervisor does not run: %w", s.cfg.Service, ctx.Err())
+	}
+}
+
+// ask posts f to the actor of p, once Run runs.
+func (s *Supervisor) ask(ctx context.Context, p *proc, f func()) error {
+	if err := s.awaitRun(ctx); err != nil {
+		return err
 	}
 	if !p.post(f) {
 		return s.notRunning()

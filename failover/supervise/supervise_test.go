@@ -239,6 +239,7 @@ func TestProcessesStartInOrderAndStopInReverse(t *testing.T) {
 		w.line(n + ": start")
 	}
 	w.start(Active) // again: nothing happens
+	w.event(Started, 3)
 	if n := w.count(Started); n != 3 {
 		t.Errorf("%d starts", n)
 	}
@@ -366,6 +367,48 @@ func TestKillEndsEverybodyAtOnceAlsoFrozen(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.start(Active) // and it can be started again
+}
+
+// The end of a killed process may be noticed before the order to its actor has come.
+func TestAnExitByOurOwnKillIsNoFailure(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.OnFailure.Restarts = 5 }, sh("a", forever))
+	w.start(Active)
+	w.killGen.Store(w.gen.Add(1)) // as Kill begins
+	w.kill9(0)
+	w.event(Stopped, 1)
+	if w.count(Exited)+w.count(Restarting)+w.count(GaveUp) != 0 {
+		t.Error("the kill was taken for a failure")
+	}
+}
+
+func TestAStartInAFrozenServiceHangsNobodyAndAKillEndsIt(t *testing.T) {
+	w := newWorld(t, nil, sh("a", "echo up; "+forever))
+	if !w.group.Cgroups() {
+		t.Skip("needs cgroups: only they freeze what is not there yet")
+	}
+	if err := w.Start(within(t, 5*time.Second), Standby, 1); err != nil { // nothing is hot; Run has begun
+		t.Fatal(err)
+	}
+	if err := w.group.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- w.Start(within(t, 20*time.Second), Active, 7) }()
+	eventually(t, "starting", func() (int, bool) { return 0, w.Processes()[0].State == "starting" })
+	if _, err := launch.Run(within(t, 5*time.Second), launch.Program{Argv: []string{"true"}}, 1); err != nil {
+		t.Errorf("nothing else can be started meanwhile: %v", err)
+	}
+	if err := w.Kill(within(t, 5*time.Second)); err != nil {
+		t.Error(err)
+	}
+	if err := <-result; err == nil || !strings.Contains(err.Error(), "killed meanwhile") {
+		t.Errorf("the start ended with %v", err)
+	}
+	if err := w.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	w.start(Active)
+	w.line("a: up")
 }
 
 func TestAKillOvertakesAStart(t *testing.T) {

@@ -126,20 +126,20 @@ func (r *Root) countKills() error {
 		g.Attr(attr)
 		p, err := os.StartProcess(program, args, &os.ProcAttr{Sys: attr})
 		if err != nil {
-			return fmt.Errorf("start a process in the cgroup %s (needs clone3, Linux 5.7): %w", g.dir, err)
+			return fmt.Errorf("start a process in the cgroup %s (needs clone3, Linux 5.7): %w", g.Path(), err)
 		}
 		state, err := p.Wait()
 		if err != nil {
-			return fmt.Errorf("start a process in the cgroup %s: %w", g.dir, err)
+			return fmt.Errorf("start a process in the cgroup %s: %w", g.Path(), err)
 		}
 		if ws, ok := state.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
 			return nil
 		}
-		if err := g.write("cgroup.kill", "1"); err != nil {
+		if err := write(g.born, "cgroup.kill", "1"); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("processes that are started in the cgroup %s are killed at once: start the daemon from another cgroup", g.dir)
+	return fmt.Errorf("processes that are started in the cgroup %s are killed at once: start the daemon from another cgroup", g.Path())
 }
 
 func processes(name string, why error) *Root {

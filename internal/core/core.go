@@ -70,7 +70,7 @@ type service struct {
 	gen    cluster.Generation // of the last Grant seen: tells a Grant from a Bump
 
 	// Holder side.
-	closing   bool          // Close was ordered and Shut has not come
+	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
 	releasing *Release
 	nextRel   cluster.Instant
@@ -78,7 +78,8 @@ type service struct {
 	drained   bool   // the order's preparation is done
 	deadline  cluster.Instant
 	restarts  uint64
-	sticking  bool // a Sticky or Unsticky is on its way
+	sticking  bool               // a Sticky or Unsticky is on its way
+	unstuck   cluster.Generation // of the Sticky whose end was proposed: never relied on again, whatever became of the proposal
 	confirmed uint64
 	report    plan.Report
 	gaveUp    string
@@ -201,6 +202,7 @@ func (c *Core) propose(cmd *state.Command, done func(*Core, state.Outcome, error
 // Apply applies one command of the log, at once and in order, and answers what follows from it.
 func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.Command) (state.Outcome, []Action, error) {
 	c.now, c.wall = now, wall
+	c.expire()
 	o, err := c.st.Apply(index, cmd)
 	if err != nil {
 		return o, nil, err
@@ -216,8 +218,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 func (c *Core) Voters(now cluster.Instant, serverIDs []string) []Action {
 	c.now = now
 	c.st.VotersChanged(serverIDs)
+	c.nextRenew = now // under the new set as soon as can be
 	for _, v := range c.svcs {
-		v.holder.SetVoters(c.st.Group.Sets)
+		v.holder.SetVoters(c.now, c.st.Group.Sets)
 	}
 	return c.take()
 }
@@ -245,13 +248,13 @@ func (c *Core) applied(cmd *state.Command) {
 		c.do(Joined{})
 	case cmd.Settle != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 	case cmd.Desired != nil:
 		c.desired(cmd.Desired)
 	case cmd.MemberAdd != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 		c.do(SpecChanged{})
 	case cmd.SpecApply != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:
@@ -306,6 +309,9 @@ func (c *Core) followSticky(v *service, l *lock.Service) {
 	if v.holder.Phase != lease.Serving || l.Epoch != v.holder.Epoch || v.sticking {
 		return
 	}
+	if l.Sticky && l.Gen == v.unstuck {
+		return
+	}
 	if l.Sticky != v.holder.Sticky {
 		v.holder.Stick(c.now, l.Sticky)
 	}
@@ -326,9 +332,17 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: e, Holder: c.self})
 	}
 	v.order, v.drained, v.deadline, v.releasing, v.gaveUp = nil, false, 0, nil, ""
-	v.closing = false
+	v.closing, v.unstuck = false, 0
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now
 	c.renew()
 	c.begin(v)
+}
+
+// Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.
+func (c *Core) Verdict(no cluster.ServiceNo) string {
+	if v := c.find(no); v != nil {
+		return v.verdict
+	}
+	return ""
 }

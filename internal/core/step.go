@@ -20,6 +20,7 @@ type peer struct {
 // Step takes one event and answers what is to be done. now is CLOCK_BOOTTIME, wall the wall clock in ms, for people only.
 func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	c.now, c.wall = now, wall
+	c.expire()
 	switch e := ev.(type) {
 	case Tick:
 		c.tick()
@@ -110,6 +111,7 @@ func (c *Core) join() {
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
 			if err == nil && o.Err() != nil && !c.joined {
+				c.nextJoin = c.now.Add(10 * time.Second) // nothing but an operator changes that
 				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
 			}
 		})
@@ -279,6 +281,9 @@ func (c *Core) onGranted(g *Granted) {
 		return
 	}
 	if g.To == c.me() {
+		if c.st.Group.C() < g.VoterSets {
+			return // it would count under voters of before the Grant: its log tells it soon
+		}
 		c.granted(v, g.Epoch, g.TTL)
 		return
 	}

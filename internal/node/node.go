@@ -94,9 +94,11 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rt = rt.EnterWith(rt.Daemon())
-	if e := n.rt.Err(); e != nil {
-		n.log.Warn("this process is not as punctual as it should be", "err", e)
+	if e := errors.Join(n.rt.Sched, n.rt.Memory); e != nil {
 		n.raise("not-realtime", n.dir.Identity.Name, "warn", "real-time scheduling or locked memory was refused: "+e.Error(), "profile normal at best; see docs/operations.md")
+	}
+	if n.rt.OOM != nil {
+		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
 	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm}); err != nil {
 		return nil, err
@@ -156,6 +158,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.reconcile(gctx) })
 	g.Go(func() error { return n.announcer(gctx) })
 	g.Go(func() error { return n.serveAPI(gctx) })
+	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {
 		select {

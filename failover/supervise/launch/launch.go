@@ -47,7 +47,8 @@ type Program struct {
 	Group    string   // name or number; "": the user's
 	FilesMax int      // RLIMIT_NOFILE; 0: the system's
 
-	Cgroup    *cgroup.Group // made anew if it is empty; may be nil
+	Cgroup    *cgroup.Group // may be nil
+	Stay      bool          // stay where processes are born: killed with Cgroup, never frozen, started some milliseconds earlier
 	MemoryMax int64         // memory.max of Cgroup in bytes; 0: none
 
 	Stdout *os.File // nil: /dev/null
@@ -70,7 +71,8 @@ type step struct {
 	GID      uint32   `json:"gid,omitempty"`
 	Groups   []uint32 `json:"groups,omitempty"`
 	FilesMax int      `json:"files,omitempty"`
-	Status   int      `json:"status"` // descriptor for errors
+	Join     int      `json:"join,omitempty"` // descriptor of cgroup.procs; 0: none
+	Status   int      `json:"status"`         // descriptor for errors
 }
 
 // Start starts p and returns as soon as the exec step runs: within a millisecond, as a rule. Exec says when the program
@@ -92,6 +94,18 @@ func Start(p Program) (*Running, error) {
 			st.Cred, st.UID, st.GID, st.Groups = true, cred.UID, cred.GID, cred.Groups
 		}
 	}
+	files := p.Files
+	if p.Cgroup != nil && !p.Stay {
+		join, err := p.Cgroup.Joining()
+		if err != nil {
+			return nil, err
+		}
+		if join != nil {
+			defer join.Close()
+			st.Join, st.Status = st.Status, st.Status+1
+			files = append(files[:len(files):len(files)], join)
+		}
+	}
 	told, err := json.Marshal(st)
 	if err != nil {
 		return nil, err
@@ -106,8 +120,7 @@ func Start(p Program) (*Running, error) {
 		return nil, fmt.Errorf("start %s: %w", p.Argv[0], err)
 	}
 	defer statusW.Close()
-	files := []*os.File{null, orNull(p.Stdout, null), orNull(p.Stderr, null)}
-	files = append(append(files, p.Files...), statusW)
+	files = append(append([]*os.File{null, orNull(p.Stdout, null), orNull(p.Stderr, null)}, files...), statusW)
 	self := p.Self
 	if self == "" {
 		self = "/proc/self/exe"
@@ -164,6 +177,13 @@ func (r *Running) Signal(sig syscall.Signal) error { return r.process.Signal(sig
 // Wait waits for the end of the program. It is told by the kernel (waitid on a pidfd), not by polling.
 func (r *Running) Wait() (*os.ProcessState, error) { return r.process.Wait() }
 
+// setgroupsDenied says whether this process is in a user namespace that an ordinary user made, in which nobody's groups can be changed
+// (user_namespaces(7)). Its root then keeps the groups that the ordinary user has outside.
+func setgroupsDenied() bool {
+	b, err := os.ReadFile("/proc/self/setgroups")
+	return err == nil && strings.TrimSpace(string(b)) == "deny"
+}
+
 // Child is the exec step: args are the arguments after Subcommand. It returns only if the program could not be started;
 // the error has then been told to the daemon, and the caller exits with status 127.
 func Child(args []string) error {
@@ -176,6 +196,9 @@ func Child(args []string) error {
 		return fmt.Errorf("exec-child is for the daemon's own use: %w", err)
 	}
 	unix.CloseOnExec(st.Status)
+	if st.Join != 0 {
+		unix.CloseOnExec(st.Join)
+	}
 	err := become(st, args[2:])
 	msg := []byte(err.Error())
 	unix.Write(st.Status, msg[:min(len(msg), 4096)])
@@ -183,6 +206,11 @@ func Child(args []string) error {
 }
 
 func become(st step, argv []string) error {
+	if st.Join != 0 {
+		if _, err := unix.Write(st.Join, []byte("0")); err != nil {
+			return fmt.Errorf("join the service's cgroup: %w", err)
+		}
+	} // if the service is frozen, we wait here
 	if err := rt.Reset(); err != nil {
 		return err
 	}
@@ -198,7 +226,7 @@ func become(st step, argv []string) error {
 		for i, g := range st.Groups {
 			groups[i] = int(g)
 		}
-		if err := syscall.Setgroups(groups); err != nil {
+		if err := syscall.Setgroups(groups); err != nil && !(os.Getuid() == int(st.UID) && setgroupsDenied()) {
 			return fmt.Errorf("set the groups of user %d: %w", st.UID, err)
 		}
 		if err := syscall.Setresgid(int(st.GID), int(st.GID), int(st.GID)); err != nil {
