@@ -143,13 +143,16 @@ func (d *Desk) Ack(code, object string) {
 }
 
 // Due returns the messages that are to be sent at now, each of which must be followed by Done, and when the next one
-// will be if nothing happens before; 0: never. Of one alert, and in all, only so many are under way at once.
+// will be if nothing happens before; 0: never. The most severe come first, then the oldest. Of one alert one message is
+// under way at a time.
 func (d *Desk) Due(now cluster.Instant) (jobs []Job, next cluster.Instant) {
 	if d.busy == nil {
 		d.busy = map[string]bool{}
 	}
 	d.forget(now)
-	for _, s := range d.alarms {
+	first := slices.Clone(d.alarms)
+	slices.SortStableFunc(first, func(a, b *standing) int { return rank(b.Severity) - rank(a.Severity) })
+	for _, s := range first {
 		for i := range d.alerts {
 			a := &d.alerts[i]
 			id := a.id()
