@@ -92,6 +92,7 @@ type Member struct {
 	malformed atomic.Uint64
 	leading   atomic.Bool
 	logTime   atomic.Int64
+	led       raft.State // who leads, as Raft said last; only on the loop
 }
 
 // New opens the log and the port, and starts nothing.
@@ -309,16 +310,31 @@ func (m *Member) onState(s raft.State) {
 		now := m.group.State()
 		m.leading.Store(now.Mine)
 		m.loop.post(func() {
-			lead := core.Leadership{Mine: now.Mine}
-			st := m.core.State()
-			for i := range st.Members {
-				if st.Members[i].ServerID() == now.Leader {
-					lead.Leader = st.Members[i].No
-				}
+			cur := m.group.State() // what came first may be posted last
+			switch {
+			case !cur.Mine || now.Mine && now.Term == cur.Term:
+				m.led = cur
+			case m.led.Mine && m.led.Term == cur.Term:
+				// it leads and has caught up: this is older news
+			default:
+				m.led = now // that it leads is told when it has caught up
 			}
-			m.loop.step(lead)
+			m.tellLeader()
 		}, false)
 	}()
+}
+
+// tellLeader tells the core who leads. The leader may be one of whom the log has not yet spoken here, as at the founding or in a new member: then
+// the core is told again when it has. Only on the loop.
+func (m *Member) tellLeader() {
+	lead := core.Leadership{Mine: m.led.Mine}
+	st := m.core.State()
+	for i := range st.Members {
+		if p := &st.Members[i]; !p.Removed && p.ServerID() == m.led.Leader {
+			lead.Leader = p.No
+		}
+	}
+	m.loop.step(lead)
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {
