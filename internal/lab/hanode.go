@@ -289,10 +289,15 @@ type status struct {
 		Profile string `json:"profile"`
 		Leader  string `json:"leader"`
 		Quorum  bool   `json:"quorum"`
+		Votes   struct {
+			Heard int `json:"heard"`
+			Total int `json:"total"`
+		} `json:"votes"`
 	} `json:"cluster"`
 	Members []struct {
-		Name  string `json:"name"`
-		State string `json:"state"`
+		Name   string `json:"name"`
+		State  string `json:"state"`
+		NodeID string `json:"node_id"`
 	} `json:"members"`
 	Services []struct {
 		Name       string   `json:"name"`
@@ -301,6 +306,7 @@ type status struct {
 		Reasons    []string `json:"protection_reasons"`
 		Active     string   `json:"active"`
 		Standby    string   `json:"standby"`
+		IfFails    string   `json:"if_active_fails"`
 		Epoch      uint64   `json:"epoch"`
 	} `json:"services"`
 	Alarms []struct {

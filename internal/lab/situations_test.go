@@ -270,22 +270,23 @@ func (p *play) ask(host string) status {
 	return st
 }
 
-func (s status) reasons() []string {
-	for _, sv := range s.Services {
-		if sv.Name == serviceName {
-			return sv.Reasons
-		}
-	}
-	return nil
+func (s status) reasons() []string     { return s.service().reasons }
+func (s status) protection() string    { return s.service().protection }
+func (s status) standby() string       { return s.service().standby }
+func (s status) ifActiveFails() string { return s.service().ifFails }
+
+type serviceStatus struct {
+	reasons                      []string
+	protection, standby, ifFails string
 }
 
-func (s status) protection() string {
+func (s status) service() (out serviceStatus) {
 	for _, sv := range s.Services {
 		if sv.Name == serviceName {
-			return sv.Protection
+			out = serviceStatus{sv.Reasons, sv.Protection, sv.Standby, sv.IfFails}
 		}
 	}
-	return ""
+	return out
 }
 
 func (s status) alarm(code string) string {

@@ -118,6 +118,26 @@ func (n *Node) watchWitness() {
 	}
 }
 
+// watchHeld raises an alarm for each service that is held: nothing moves it until an operator says so.
+func (n *Node) watchHeld() {
+	held := map[string]string{}
+	_ = n.m.On(func(c *core.Core) {
+		for i := range c.State().Services {
+			if s := &c.State().Services[i]; s.Lock.Held {
+				held[s.Name] = s.HeldWhy
+			}
+		}
+	})
+	for name, why := range held {
+		n.raise("held", name, "crit", name+" is held: "+why, "find out why it failed so often, then hanode service clear "+name)
+	}
+	for _, a := range n.standing() {
+		if a.Code == "held" && held[a.Object] == "" {
+			n.clear(a.Code, a.Object)
+		}
+	}
+}
+
 func (n *Node) onVIP(e vip.Event) {
 	switch e.Kind {
 	case vip.Duplicate:

@@ -84,6 +84,7 @@ func (n *Node) saveStatus(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
+		n.watchHeld()
 		if time.Since(began) >= witnessGone {
 			n.watchWitness()
 		}
