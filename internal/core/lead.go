@@ -306,7 +306,7 @@ func (c *Core) hearers(n cluster.MemberNo) string {
 
 func (c *Core) dropMoves() {
 	for _, v := range c.svcs {
-		v.move, v.holding = nil, false
+		v.move, v.holding, v.verdict = nil, false, ""
 	}
 	c.settling = false
 }

@@ -100,7 +100,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.rt.OOM != nil {
 		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm}); err != nil {
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log)}); err != nil {
 		return nil, err
 	}
 	return n, nil
