@@ -114,6 +114,9 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 	if r := s.Enough(g, c.Promises); r != Accepted {
 		return r
 	}
+	if s.Epoch == 0 && s.Data {
+		s.setBoot(c.To.Node, g.Admission(c.To.Node).Boot)
+	}
 	s.grant(g, c)
 	return Accepted
 }
