@@ -363,7 +363,7 @@ func (c *Core) settle(view *plan.View) {
 		s := c.rec(v)
 		services = append(services, &s.Lock)
 		var p []lock.Promise
-		if r, ok := v.released[s.Lock.Epoch]; ok {
+		if r, ok := v.released[s.Lock.Epoch]; ok && r.Inc == c.st.Group.Admission(s.Lock.Holder.Node).Inc {
 			p = []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
 		} else if v.closer != nil && v.closer.Epoch == s.Lock.Epoch {
 			for _, q := range v.closer.Promises {
