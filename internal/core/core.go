@@ -92,6 +92,7 @@ type service struct {
 
 	// Leader side.
 	move     *move
+	closer   *lease.Coordinator // promises for an epoch that nobody follows, while voters change
 	released map[cluster.Epoch]Release
 	holding  bool
 	verdict  string // why nothing moves, as last decided
