@@ -23,6 +23,7 @@ type config struct {
 	data     bool
 	ops      int
 	epochs   uint8
+	gens     uint8 // no Degrade or Sticky beyond this generation; 0: no bound
 	crashes  int
 	crashing cluster.MemberSet // who may crash; 0: everybody
 	reboots  bool
@@ -39,6 +40,7 @@ type config struct {
 	keepPromises                bool
 	lateRelease                 bool
 	lowerBumps, bumpsOfAnyEpoch bool
+	forceKeeps                  bool // an operator was not told of what a force loses
 
 	prompt  cluster.MemberSet // members that apply every entry at once
 	without []kind            // events that do not happen

@@ -298,12 +298,15 @@ func (b *bench) canonMember(w *world, m int) {
 		}
 	}
 	if c.timeless {
-		x.quiet = 0
+		x.quiet, x.gate, x.acks, x.stickyLeft = 0, 0, [maxNo + 1]left{}, 0
 	}
 }
 
 func (b *bench) canonMessages(w *world) {
 	c, r := b.c, w.newest()
+	if c.data {
+		b.canonData(w)
+	}
 	for m := 1; m <= c.members; m++ {
 		if !c.keepPromises {
 			w.prom[m] &= 1 << r.adm[m]

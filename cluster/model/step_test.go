@@ -42,7 +42,6 @@ const (
 	doSettle
 	doReopen
 	doRaise
-	doDrop // data actions follow
 	doWrite
 	doAccept
 	doComplete
@@ -310,7 +309,9 @@ func (b *bench) holderSteps(w *world, m int) {
 	if !x.renews() {
 		return
 	}
-	b.try(w, action{k: doDaemon, a: u}, func(n *world) bool { b.daemon(n, m); return true })
+	if !c.timeless {
+		b.try(w, action{k: doDaemon, a: u}, func(n *world) bool { b.daemon(n, m); return true })
+	}
 	b.try(w, action{k: doFence, a: u}, func(n *world) bool { b.end(n, m); return true })
 	if c.code.ttlAlone && x.ttl < 3 {
 		b.try(w, action{k: doRaise, a: u, b: 3}, func(n *world) bool { n.m[m].ttl = 3; return true })
