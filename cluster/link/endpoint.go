@@ -118,7 +118,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.ctx = ctx
 	e.mu.Unlock()
 	for _, s := range e.socks {
-		e.wg.Go(func() { e.accept(ctx, s, cancel) })
+		e.wg.Go(func() { e.accept(ctx, s) })
 		e.wg.Go(func() { e.read(ctx, s, cancel) })
 	}
 	e.maintain(ctx)
@@ -205,9 +205,17 @@ func (e *Endpoint) mesh(clusterID string) *Mesh {
 func (e *Endpoint) maintain(ctx context.Context) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
+	var last, holdUntil, noHoldBefore cluster.Instant
 	for {
+		// After a stall of this process the frames of that time are still to be read: nobody is silent yet. But a process
+		// that is always late must judge all the same.
+		now := e.now()
+		if last != 0 && now.Sub(last) > 3*tick && now >= noHoldBefore {
+			holdUntil, noHoldBefore = now.Add(2*tick), now.Add(200*time.Millisecond)
+		}
+		last = now
 		for _, m := range e.allMeshes() {
-			m.tick(e.now())
+			m.tick(now, now >= holdUntil)
 		}
 		select {
 		case <-ctx.Done():
@@ -226,7 +234,7 @@ func (e *Endpoint) wakeUp() {
 }
 
 // accept takes connections; each handshake has its own goroutine, bounded in number by address and in all.
-func (e *Endpoint) accept(ctx context.Context, s *socket, fail context.CancelCauseFunc) {
+func (e *Endpoint) accept(ctx context.Context, s *socket) {
 	for {
 		c, err := s.tcp.AcceptTCP()
 		switch {

@@ -291,6 +291,13 @@ func (s *State) Clone() *State {
 	return c
 }
 
+// Redacted is a copy without secrets.
+func (s *State) Redacted() *State {
+	c := s.Clone()
+	c.GossipKeys, c.Tokens = nil, nil
+	return c
+}
+
 func (s *State) decodeSpec() error {
 	if len(s.Spec.Compiled) == 0 {
 		return nil

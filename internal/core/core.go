@@ -50,6 +50,7 @@ type Core struct {
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
+	leaderID  string // its name in the Raft configuration, as last told
 	nextKick  cluster.Instant
 	nextBeat  cluster.Instant
 	nextRenew cluster.Instant
@@ -140,6 +141,7 @@ func (c *Core) take() []Action {
 
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
+	c.findLeader()
 	m := c.st.MemberByID(c.cfg.ID)
 	if m != nil {
 		c.self = m.No
@@ -248,8 +250,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 func (c *Core) Voters(now cluster.Instant, serverIDs []string) []Action {
 	c.now = now
 	c.st.VotersChanged(serverIDs)
+	c.nextRenew = now // under the new set as soon as can be
 	for _, v := range c.svcs {
-		v.holder.SetVoters(c.st.Group.Sets)
+		v.holder.SetVoters(c.now, c.st.Group.Sets)
 	}
 	return c.take()
 }
@@ -277,13 +280,13 @@ func (c *Core) applied(cmd *state.Command) {
 		c.do(Joined{})
 	case cmd.Settle != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 	case cmd.Desired != nil:
 		c.desired(cmd.Desired)
 	case cmd.MemberAdd != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 		c.do(SpecChanged{})
 	case cmd.SpecApply != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:

@@ -365,7 +365,7 @@ func (c *Core) tendOrder(v *service) {
 func (c *Core) tendVoters(v *service) {
 	newest := c.st.Group.C()
 	s := c.rec(v)
-	if v.confirmed >= newest || s == nil || s.Lock.Epoch != v.holder.Epoch || s.Lock.Confirmed >= newest {
+	if v.confirmed >= newest || s == nil || !v.holder.MayConfirm(c.now) || s.Lock.Epoch != v.holder.Epoch || s.Lock.Confirmed >= newest {
 		return
 	}
 	before := v.confirmed

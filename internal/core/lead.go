@@ -313,7 +313,7 @@ func (c *Core) hearers(n cluster.MemberNo) string {
 
 func (c *Core) dropMoves() {
 	for _, v := range c.svcs {
-		v.move, v.closer, v.holding = nil, nil, false
+		v.move, v.closer, v.holding, v.verdict = nil, nil, false, ""
 	}
 	c.settling = false
 }

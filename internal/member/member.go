@@ -92,6 +92,7 @@ type Member struct {
 	malformed atomic.Uint64
 	leading   atomic.Bool
 	logTime   atomic.Int64
+	led       raft.State // who leads, as Raft said last; only on the loop
 }
 
 // New opens the log and the port, and starts nothing.
@@ -309,16 +310,23 @@ func (m *Member) onState(s raft.State) {
 		now := m.group.State()
 		m.leading.Store(now.Mine)
 		m.loop.post(func() {
-			lead := core.Leadership{Mine: now.Mine}
-			st := m.core.State()
-			for i := range st.Members {
-				if st.Members[i].ServerID() == now.Leader {
-					lead.Leader = st.Members[i].No
-				}
+			cur := m.group.State() // what came first may be posted last
+			switch {
+			case !cur.Mine || now.Mine && now.Term == cur.Term:
+				m.led = cur
+			case m.led.Mine && m.led.Term == cur.Term:
+				// it leads and has caught up: this is older news
+			default:
+				m.led = now // that it leads is told when it has caught up
 			}
-			m.loop.step(lead)
+			m.tellLeader()
 		}, false)
 	}()
+}
+
+// tellLeader tells the core who leads, by the name that Raft knows: the core finds the member when the log names it. Only on the loop.
+func (m *Member) tellLeader() {
+	m.loop.step(core.Leadership{ServerID: m.led.Leader, Mine: m.led.Mine})
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {

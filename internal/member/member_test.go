@@ -199,7 +199,7 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	var d *state.Decision
 	eventually(t, "the decision is in the log", func() bool {
 		_ = b.m.On(func(c *core.Core) { d = c.State().Decision(c.State().Services[0].LastMove) })
-		return d != nil && len(d.Steps) > 1
+		return d != nil && d.EpochTo == 2 && len(d.Steps) > 1
 	})
 	if d.Kind != "failover" || !strings.Contains(d.Sentence, "b took over because a") {
 		t.Errorf("the decision: %+v", d)
@@ -207,7 +207,9 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	a.start()
 	eventually(t, "a follows again", func() bool {
 		ok := false
-		_ = a.m.On(func(c *core.Core) { ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2 })
+		_ = a.m.On(func(c *core.Core) {
+			ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2
+		})
 		return ok
 	})
 	if a.active() != 0 || b.active() != 2 {

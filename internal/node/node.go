@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -66,7 +67,7 @@ type Node struct {
 
 	announceNow  chan struct{}
 	reconcileNow chan struct{}
-	spec         *cluster.Spec // as last reconciled
+	stop         context.CancelFunc // ends the daemon in good order
 }
 
 // New opens everything. It must be called on a fresh process: it makes the process punctual (real-time scheduling, locked memory).
@@ -75,14 +76,6 @@ func New(cfg Config) (_ *Node, err error) {
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
 	n.news.init()
 	n.orders.init()
-	undo := func(f func()) {
-		defer func() {
-			if err != nil {
-				f()
-			}
-		}()
-	}
-	_ = undo
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -101,11 +94,13 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rt = rt.EnterWith(rt.Daemon())
-	if e := n.rt.Err(); e != nil {
-		n.log.Warn("this process is not as punctual as it should be", "err", e)
+	if e := errors.Join(n.rt.Sched, n.rt.Memory); e != nil {
 		n.raise("not-realtime", n.dir.Identity.Name, "warn", "real-time scheduling or locked memory was refused: "+e.Error(), "profile normal at best; see docs/operations.md")
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm}); err != nil {
+	if n.rt.OOM != nil {
+		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
+	}
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log)}); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -149,6 +144,8 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	// Two contexts: services and links go on while the services are handed over at the end.
+	ctx, n.stop = context.WithCancel(ctx)
+	defer n.stop()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
@@ -161,6 +158,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.reconcile(gctx) })
 	g.Go(func() error { return n.announcer(gctx) })
 	g.Go(func() error { return n.serveAPI(gctx) })
+	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {
 		select {
@@ -180,6 +178,15 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// leave ends the daemon after the cluster has let this member go.
+func (n *Node) leave() { n.stop() }
+
+// hopeless ends the daemon in good order: the disk of the log does not answer any more.
+func (n *Node) hopeless() { n.stop() }
+
+// sever destroys the sockets on addresses that this node no longer serves.
+func (n *Node) sever(addrs []netip.Addr) (int, error) { return gate.DestroySockets(addrs) }
 
 // handOverTime bounds how long the end of the daemon waits for its services to be active elsewhere.
 const handOverTime = 15 * time.Second
