@@ -142,8 +142,11 @@ func (c *Core) take() []Action {
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
 	c.findLeader()
-	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
+	m := c.st.MemberByID(c.cfg.ID)
+	if m != nil {
 		c.self = m.No
+	}
+	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
 			c.joined = true
 		}

@@ -325,6 +325,9 @@ func (c *Core) own(n cluster.MemberNo) time.Duration {
 // kick makes this member a candidate when the leader has gone silent and it is the one to do so: the first of the voters that are heard, nodes that
 // serve nothing before those that do, witnesses last, so that only one does it.
 func (c *Core) kick() {
+	if m := c.st.Member(c.self); m == nil || m.Removed {
+		return // nobody sends it beats any more
+	}
 	t := c.st.Timing()
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
