@@ -65,6 +65,10 @@ type Config struct {
 	Slow func() time.Duration
 	// OnAlarm is told of trouble of the log's disk.
 	OnAlarm func(raft.Alarm)
+	// Lateness counts how late the loop's timer rings; nil: it is not counted.
+	Lateness Lateness
+	// Note is what this member knows to be wrong with itself, for the others to see; nil or "": nothing.
+	Note func() string
 }
 
 // Member is one member at work.
@@ -92,6 +96,7 @@ type Member struct {
 	malformed atomic.Uint64
 	leading   atomic.Bool
 	logTime   atomic.Int64
+	health    health
 }
 
 // New opens the log and the port, and starts nothing.
@@ -100,6 +105,7 @@ func New(cfg Config) (*Member, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.health = health{m: m, note: cfg.Note, clocks: map[cluster.NodeID]*clock{}}
 	var err error
 	if m.id, err = m.ident.ID(); err != nil {
 		return nil, err
@@ -220,6 +226,7 @@ func (m *Member) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return m.serveRelay(gctx) })
 	g.Go(func() error { return m.keepRoster(gctx) })
+	g.Go(func() error { return m.health.run(gctx) })
 	g.Go(func() error {
 		select {
 		case err := <-m.fail:
@@ -306,19 +313,24 @@ func (m *Member) onState(s raft.State) {
 				m.log.Info("leads, but could not catch up", "err", err)
 			}
 		}
-		now := m.group.State()
-		m.leading.Store(now.Mine)
-		m.loop.post(func() {
-			lead := core.Leadership{Mine: now.Mine}
-			st := m.core.State()
-			for i := range st.Members {
-				if st.Members[i].ServerID() == now.Leader {
-					lead.Leader = st.Members[i].No
-				}
-			}
-			m.loop.step(lead)
-		}, false)
+		m.leading.Store(m.group.State().Mine)
+		m.tellLeader()
 	}()
+}
+
+// tellLeader tells the core who leads: when that has changed, and when the log has named a member that may be the one.
+func (m *Member) tellLeader() {
+	now := m.group.State()
+	m.loop.post(func() {
+		lead := core.Leadership{Mine: now.Mine && m.leading.Load()} // not before it has caught up
+		st := m.core.State()
+		for i := range st.Members {
+			if st.Members[i].ServerID() == now.Leader {
+				lead.Leader = st.Members[i].No
+			}
+		}
+		m.loop.step(lead)
+	}, false)
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {
