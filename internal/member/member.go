@@ -97,6 +97,8 @@ type Member struct {
 	leading   atomic.Bool
 	logTime   atomic.Int64
 	health    health
+	place     place
+	committed chan struct{} // as leader: something was committed that followers act on
 }
 
 // New opens the log and the port, and starts nothing.
@@ -105,6 +107,8 @@ func New(cfg Config) (*Member, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.committed = make(chan struct{}, 1)
+	m.place = place{m: m, rtt: map[cluster.NodeID]*slowest{}}
 	m.health = health{m: m, note: cfg.Note, clocks: map[cluster.NodeID]*clock{}}
 	var err error
 	if m.id, err = m.ident.ID(); err != nil {
@@ -158,7 +162,7 @@ func (m *Member) open(addrs []netipAddr, role cluster.Role) error {
 	dir := filepath.Join(m.cfg.Dir.Path, "raft")
 	m.group, err = raft.Open(raft.Config{Dir: dir, ClusterID: m.ident.ClusterID, ServerID: m.serverID, FSM: machine{m.loop}, Stream: &stream{m: m, l: m.mesh.Listener(link.Raft, nil)},
 		Log: m.log, Ballast: m.cfg.Ballast, Slow: m.cfg.Slow, Probe: func() []byte { return (&state.Command{Nop: &state.Nop{}}).Encode() },
-		OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
+		CommitTimeout: commitTimeout, Heir: m.place.Heir, OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
 	if err != nil {
 		m.mesh.Close()
 		return err
@@ -227,6 +231,8 @@ func (m *Member) Run(ctx context.Context) error {
 	g.Go(func() error { return m.serveRelay(gctx) })
 	g.Go(func() error { return m.keepRoster(gctx) })
 	g.Go(func() error { return m.health.run(gctx) })
+	g.Go(func() error { return m.place.run(gctx) })
+	g.Go(func() error { return m.spread(gctx) })
 	g.Go(func() error {
 		select {
 		case err := <-m.fail:
@@ -344,6 +350,12 @@ func (m *Member) onAlarm(a raft.Alarm) {
 func (m *Member) applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if cmd.At > m.logTime.Load() {
 		m.logTime.Store(cmd.At)
+	}
+	if cmd.Nop == nil && m.leading.Load() {
+		select {
+		case m.committed <- struct{}{}:
+		default:
+		}
 	}
 	m.local.Applied(index, cmd, o)
 }
