@@ -75,6 +75,15 @@ func (s *Service) Enough(g *Group, promises []Promise) Result {
 	return NoMajority
 }
 
+func gave(promises []Promise, h Holder) bool {
+	for _, p := range promises {
+		if p == h {
+			return true
+		}
+	}
+	return false
+}
+
 // MayHold says whether a Grant to this incarnation could be accepted as far as its data and admission go.
 func (s *Service) MayHold(g *Group, to Holder) Result {
 	a := g.Admission(to.Node)
@@ -87,6 +96,8 @@ func (s *Service) MayHold(g *Group, to Holder) Result {
 		return Accepted
 	case !s.InSync.Has(to.Node):
 		return NotInSync
+	case s.Epoch == 0: // nobody has written yet: no reboot can have lost anything
+		return Accepted
 	}
 	for _, b := range s.Boots {
 		if b.Node == to.Node && b.Boot == a.Boot {
@@ -103,7 +114,9 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 		return StaleEpoch
 	case s.Held:
 		return IsHeld
-	case s.Sticky && c.To.Node != s.Holder.Node:
+	case s.Sticky && (c.To.Node != s.Holder.Node || c.To == s.Holder && !gave(c.Promises, s.Holder)):
+		// Nor to the run that holds it, unless that has ended its tenure: it would end the sticky state without the knowledge
+		// of the one that relies on it.
 		return IsSticky
 	}
 	if r := s.MayHold(g, c.To); r != Accepted {
@@ -111,6 +124,9 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 	}
 	if r := s.Enough(g, c.Promises); r != Accepted {
 		return r
+	}
+	if s.Epoch == 0 && s.Data {
+		s.setBoot(c.To.Node, g.Admission(c.To.Node).Boot)
 	}
 	s.grant(g, c)
 	return Accepted
@@ -232,6 +248,16 @@ func (s *Service) based(e cluster.Epoch, g cluster.Generation) Result {
 		return StaleGeneration
 	}
 	return Accepted
+}
+
+// FirstBoot records in which boot a member first ran that was named as the one that has the data before it had run at all: it was never
+// granted anything, and so it can have lost nothing.
+func (s *Service) FirstBoot(n cluster.MemberNo, b cluster.BootID) {
+	for _, have := range s.Boots {
+		if have.Node == n && have.Boot == (cluster.BootID{}) {
+			s.setBoot(n, b)
+		}
+	}
 }
 
 func (s *Service) setBoot(n cluster.MemberNo, b cluster.BootID) {

@@ -137,7 +137,7 @@ func (v *View) Outlook(s *Service) Outlook {
 	if best != nil {
 		o.Standby = best.No
 	}
-	if s.Lock.Sticky || !v.survivesLossOf(h.Node) {
+	if s.Lock.Sticky || v.witnessSilent() || (best != nil && !v.survivesLossOf(h.Node)) {
 		o.Reasons = append(o.Reasons, "witness-lost")
 	}
 	if s.Paused {
@@ -163,6 +163,16 @@ func (v *View) Outlook(s *Service) Outlook {
 		o.Text = "DOWN until " + name + " returns"
 	}
 	return o
+}
+
+// witnessSilent says whether a witness that votes is heard by nobody.
+func (v *View) witnessSilent() bool {
+	for i := range v.Members {
+		if m := &v.Members[i]; m.Role == cluster.RoleWitness && v.Group.IsVoter(m.No) && v.Silent(m.No) {
+			return true
+		}
+	}
+	return false
 }
 
 // survivesLossOf says whether the voters that are heard, without this member, are still a majority.

@@ -288,8 +288,9 @@ type Received struct {
 // Leadership says who leads the group, as far as Raft knows here, and whether it is this member with everything applied that
 // was committed before its election.
 type Leadership struct {
-	Leader cluster.MemberNo
-	Mine   bool
+	Leader   cluster.MemberNo
+	ServerID string // instead of Leader, where the member may not be known here yet
+	Mine     bool
 }
 
 // Proposed answers Propose. An error means that the outcome is not known.

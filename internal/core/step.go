@@ -27,7 +27,8 @@ func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	case Received:
 		c.receive(e.From, e.Frame)
 	case Leadership:
-		c.leader = e.Leader
+		c.leader, c.leaderID = e.Leader, e.ServerID
+		c.findLeader()
 		if e.Mine != c.leads {
 			c.leads = e.Mine
 			c.dropMoves()
@@ -262,15 +263,13 @@ func (c *Core) onPromiseReq(from cluster.MemberNo, r *PromiseReq) {
 func (c *Core) promise(v *service, e cluster.Epoch) *Promise {
 	s := c.rec(v)
 	own := s.Lock.Holder.Node == c.self && s.Lock.Epoch == e
-	if v.holder.Epoch == e && (v.holder.Renews() || v.closing) {
-		// The holder stops first; its Release, sent when all is shut, is its promise.
+	if v.holder.Epoch <= e && (v.holder.Renews() || v.closing || v.holder.Phase == lease.Fenced) {
+		// The holder stops first; its Release, sent when all is shut, is its promise. That holds as well for a later epoch than the one that
+		// it serves: its word counts as that of the holder, whatever of the log it has not seen yet.
 		if v.holder.Renews() {
 			c.end(v, "another member asked for its epoch", false)
 		}
 		return nil
-	}
-	if v.holder.Epoch == e && v.holder.Phase == lease.Fenced {
-		return nil // it could not be made sure that all is shut
 	}
 	a := v.voter.Promise(c.now, e, own, c.known(v))
 	if a.Mute {
@@ -356,31 +355,57 @@ func (c *Core) kick() {
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
 	}
-	if c.now.Sub(c.started) < t.Kick || c.candidate() != c.self {
+	place := c.candidacy()
+	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {
 		return
 	}
 	c.nextKick = c.now.Add(300 * time.Millisecond)
 	c.do(Kick{Why: c.st.MemberName(c.leader) + ", the leader, is heard by nobody"})
 }
 
-func (c *Core) candidate() cluster.MemberNo {
-	best, bestRank := cluster.MemberNo(0), -1
+// nextCandidate is how long the next candidate waits for the one before it: a candidate whose log is behind is refused by those whose log
+// is not, and one of these must then come forward.
+const nextCandidate = 100 * time.Millisecond
+
+// candidacy is this member's place among those that may become candidates, 0 being the first: nodes that serve nothing before those
+// that do, witnesses last. -1: it may not.
+func (c *Core) candidacy() int {
+	mine, before := c.candidateRank(c.self), 0
+	if mine < 0 {
+		return -1
+	}
 	for _, n := range c.st.Group.Voters().List() {
-		m := c.st.Member(n)
-		if m == nil || n == c.leader || (n != c.self && c.own(n) >= c.st.Timing().Kick) {
-			continue
-		}
-		rank := 2
-		if m.Role == cluster.RoleWitness {
-			rank = 0
-		} else if c.holdsAny(n) {
-			rank = 1
-		}
-		if rank > bestRank {
-			best, bestRank = n, rank
+		if r := c.candidateRank(n); n != c.self && (r > mine || r == mine && n < c.self) {
+			before++
 		}
 	}
-	return best
+	return before
+}
+
+func (c *Core) candidateRank(n cluster.MemberNo) int {
+	m := c.st.Member(n)
+	switch {
+	case m == nil || n == c.leader || !c.st.Group.IsVoter(n) || n != c.self && c.own(n) >= c.st.Timing().Kick:
+		return -1
+	case m.Role == cluster.RoleWitness:
+		return 0
+	case c.holdsAny(n):
+		return 1
+	}
+	return 2
+}
+
+// findLeader finds the number of the member that leads: its name may be known before it is.
+func (c *Core) findLeader() {
+	if c.leaderID == "" {
+		return
+	}
+	c.leader = 0
+	for i := range c.st.Members {
+		if c.st.Members[i].ServerID() == c.leaderID {
+			c.leader = c.st.Members[i].No
+		}
+	}
 }
 
 func (c *Core) holdsAny(n cluster.MemberNo) bool {

@@ -99,6 +99,7 @@ type Member struct {
 	health    health
 	place     place
 	committed chan struct{} // as leader: something was committed that followers act on
+	led       raft.State    // who leads, as Raft said last; only on the loop
 }
 
 // New opens the log and the port, and starts nothing.
@@ -319,24 +320,26 @@ func (m *Member) onState(s raft.State) {
 				m.log.Info("leads, but could not catch up", "err", err)
 			}
 		}
-		m.leading.Store(m.group.State().Mine)
-		m.tellLeader()
+		now := m.group.State()
+		m.leading.Store(now.Mine)
+		m.loop.post(func() {
+			cur := m.group.State() // what came first may be posted last
+			switch {
+			case !cur.Mine || now.Mine && now.Term == cur.Term:
+				m.led = cur
+			case m.led.Mine && m.led.Term == cur.Term:
+				// it leads and has caught up: this is older news
+			default:
+				m.led = now // that it leads is told when it has caught up
+			}
+			m.tellLeader()
+		}, false)
 	}()
 }
 
-// tellLeader tells the core who leads: when that has changed, and when the log has named a member that may be the one.
+// tellLeader tells the core who leads, by the name that Raft knows: the core finds the member when the log names it. Only on the loop.
 func (m *Member) tellLeader() {
-	now := m.group.State()
-	m.loop.post(func() {
-		lead := core.Leadership{Mine: now.Mine && m.leading.Load()} // not before it has caught up
-		st := m.core.State()
-		for i := range st.Members {
-			if st.Members[i].ServerID() == now.Leader {
-				lead.Leader = st.Members[i].No
-			}
-		}
-		m.loop.step(lead)
-	}, false)
+	m.loop.step(core.Leadership{ServerID: m.led.Leader, Mine: m.led.Mine})
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {

@@ -40,9 +40,6 @@ func (m *Member) membersChanged() {
 	}
 	m.mesh.SetBeat(st.Timing().Renew)
 	m.setPeers(peers)
-	if m.core.Leader() == 0 {
-		go m.tellLeader()
-	}
 	go func() {
 		if err := m.cfg.Dir.SavePeers(peers); err != nil {
 			m.log.Warn("remember the members for the next start", "err", err)

@@ -5,7 +5,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/raft"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/netid/vip"
 )
@@ -45,6 +47,7 @@ func (n *Node) raise(code, object, severity, text, remedy string) {
 		n.alarms.all = map[[2]string]alarm{}
 	}
 	n.alarms.all[k] = a
+	n.alerts.Raise(notify.Alarm{Code: code, Object: object, Severity: severity, Text: text, Remedy: remedy, Since: a.Since})
 }
 
 // clear ends an alarm.
@@ -55,6 +58,7 @@ func (n *Node) clear(code, object string) {
 	if _, have := n.alarms.all[k]; have {
 		n.log.Info("alarm over", "alarm", code, "object", object)
 		delete(n.alarms.all, k)
+		n.alerts.Clear(code, object)
 	}
 }
 
@@ -66,6 +70,7 @@ func (n *Node) standing() []alarm {
 	for k, a := range n.alarms.all {
 		if a.Code == duplicate && time.Since(a.Last) > duplicateLasts {
 			delete(n.alarms.all, k)
+			n.alerts.Clear(a.Code, a.Object)
 			continue
 		}
 		out = append(out, a)
@@ -93,6 +98,52 @@ func (n *Node) onRaftAlarm(a raft.Alarm) {
 		n.hopeless()
 	default:
 		n.raise(string(a.Kind), name, "warn", a.Text, "look at the disk of the state directory")
+	}
+}
+
+// witnessGone is how long a witness must have been silent for the alarm: as long as the active waits until it goes on without it.
+const witnessGone = 5 * time.Second
+
+// watchWitness raises an alarm for each voting witness that nobody has heard for long: the next failure is not survived.
+func (n *Node) watchWitness() {
+	gone := map[string]bool{}
+	_ = n.m.On(func(c *core.Core) {
+		for i := range c.State().Members {
+			m := &c.State().Members[i]
+			if m.Role == cluster.RoleWitness && c.State().Group.IsVoter(m.No) {
+				gone[m.Name] = !m.Removed && c.Age(m.No) >= witnessGone
+			}
+		}
+	})
+	for name, silent := range gone {
+		if silent {
+			n.raise("witness-lost", name, "crit", "the witness "+name+" is heard by nobody: without it the next failure stops the services", "look at "+name+" and its network; if it is gone for good: hanode member replace "+name)
+		}
+	}
+	for _, a := range n.standing() {
+		if a.Code == "witness-lost" && !gone[a.Object] {
+			n.clear(a.Code, a.Object)
+		}
+	}
+}
+
+// watchHeld raises an alarm for each service that is held: nothing moves it until an operator says so.
+func (n *Node) watchHeld() {
+	held := map[string]string{}
+	_ = n.m.On(func(c *core.Core) {
+		for i := range c.State().Services {
+			if s := &c.State().Services[i]; s.Lock.Held {
+				held[s.Name] = s.HeldWhy
+			}
+		}
+	})
+	for name, why := range held {
+		n.raise("held", name, "crit", name+" is held: "+why, "find out why it failed so often, then hanode service clear "+name)
+	}
+	for _, a := range n.standing() {
+		if a.Code == "held" && held[a.Object] == "" {
+			n.clear(a.Code, a.Object)
+		}
 	}
 }
 

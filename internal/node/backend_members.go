@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"runtime"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/link"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/core"
@@ -112,23 +114,60 @@ func (b backend) Undrain(ctx context.Context, r api.MemberRequest, _ api.Progres
 	return b.one(ctx, r.Order, "undrain", r.Name+" may carry services again, ordered by "+r.Who, r.Name+" may carry services again", &state.Command{MemberSet: &state.MemberSet{Name: r.Name, Undrain: true}})
 }
 
+// TransferLeader hands the leadership over. The leader does it if it is this member; one that another node holds is asked for there; and what a witness holds,
+// which takes no orders, the member that shall lead takes by becoming a candidate, as it does when a leader has gone silent.
 func (b backend) TransferLeader(ctx context.Context, r api.LeaderRequest, p api.Progress) (*api.Outcome, error) {
-	id := ""
+	var to, leader *state.Member
 	_ = b.n.m.On(func(c *core.Core) {
 		if m := c.State().MemberByName(r.To); m != nil {
-			id = m.ServerID()
+			one := *m
+			to = &one
+		}
+		if m := c.State().Member(c.Leader()); m != nil {
+			one := *m
+			leader = &one
 		}
 	})
-	if id == "" {
+	done := &api.Outcome{Text: r.To + " leads", Next: []string{"hanode leader"}}
+	self := b.n.dir.Identity.Name
+	_, mine, _ := b.n.m.Group().Leader()
+	switch {
+	case to == nil:
 		return nil, api.Errorf(api.CodeUsage, "there is no member %s: hanode member list", r.To)
+	case r.Plan:
+		return &api.Outcome{Plan: &api.Plan{Order: "leadership to " + r.To, Steps: []api.Step{{N: 1, Of: 1, Text: r.To + " becomes the leader"}}}}, nil
+	case leader == nil:
+		return nil, api.Errorf(api.CodeNoQuorum, "nobody leads the group: hanode status")
+	case leader.Name == r.To:
+		return done, nil
+	case mine:
+		if err := b.n.m.Group().TransferTo(ctx, to.ServerID()); err != nil {
+			return nil, api.Errorf(api.CodeFailed, "%v", err)
+		}
+	case leader.Role == cluster.RoleNode && leader.Name != self && r.Via == "":
+		return b.leaderFrom(leader).TransferLeader(ctx, r, p)
+	case r.To == self:
+		if err := b.n.m.Group().Kick(); err != nil {
+			return nil, api.Errorf(api.CodeFailed, "%v", err)
+		}
+	case to.Role == cluster.RoleNode && r.Via == "":
+		return b.leaderFrom(to).TransferLeader(ctx, r, p)
+	default:
+		return nil, api.Errorf(api.CodeRefused, "the leader is %s: give this order on %s; hanode leader", leader.Name, r.To)
 	}
-	if _, mine, _ := b.n.m.Group().Leader(); !mine {
-		return nil, api.Errorf(api.CodeRefused, "the leader is another member: give this order on it; hanode leader")
+	if !b.n.news.wait(ctx, func() bool { return b.leads(to.No) }) {
+		return nil, api.Errorf(api.CodeTimeout, "%s does not lead yet: hanode leader", r.To)
 	}
-	if err := b.n.m.Group().TransferTo(ctx, id); err != nil {
-		return nil, api.Errorf(api.CodeFailed, "%v", err)
-	}
-	return &api.Outcome{Text: r.To + " leads", Next: []string{"hanode leader"}}, nil
+	return done, nil
+}
+
+func (b backend) leaderFrom(m *state.Member) *api.Client {
+	return api.Forward(m.Name, func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, m.ID, link.API) })
+}
+
+func (b backend) leads(n cluster.MemberNo) (yes bool) {
+	_ = b.n.m.On(func(c *core.Core) { yes = c.Leader() == n })
+	return yes
 }
 
 func (b backend) Leave(ctx context.Context, r api.LeaveRequest, p api.Progress) (*api.Outcome, error) {

@@ -20,7 +20,9 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/failover/supervise/launch"
 	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/guard"
@@ -63,6 +65,7 @@ type Node struct {
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
 	alarms alarms
+	alerts *notify.Notifier // tells people of them
 	orders orders
 	news   news
 
@@ -78,6 +81,7 @@ func New(cfg Config) (_ *Node, err error) {
 	n.late = rt.NewHistogram(lateWindow)
 	n.news.init()
 	n.orders.init()
+	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -102,7 +106,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.rt.OOM != nil {
 		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Lateness: n.late}); err != nil {
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late}); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -165,6 +169,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.serveAPI(gctx) })
 	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.watchHealth(gctx) })
+	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {
 		select {
@@ -193,6 +198,15 @@ func (n *Node) hopeless() { n.stop() }
 
 // sever destroys the sockets on addresses that this node no longer serves.
 func (n *Node) sever(addrs []netip.Addr) (int, error) { return gate.DestroySockets(addrs) }
+
+// runAlert runs the program of an alert, without what the daemon is.
+func runAlert(ctx context.Context, argv, env []string, in []byte) error {
+	r, err := launch.Run(ctx, launch.Program{Argv: argv, Env: append(launch.BaseEnv("", ""), env...), Input: in}, 4096)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("exit status %d: %s", r.Code, r.FirstLine(256))
+	}
+	return err
+}
 
 // handOverTime bounds how long the end of the daemon waits for its services to be active elsewhere.
 const handOverTime = 15 * time.Second

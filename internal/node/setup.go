@@ -73,15 +73,20 @@ func Wipe(ctx context.Context, dataDir string) error {
 	return os.RemoveAll(dataDir)
 }
 
-// saveStatus leaves the last known state for the time when this daemon does not run.
+// saveStatus leaves the last known state for the time when this daemon does not run, and looks whether the witness is there.
 func (n *Node) saveStatus(ctx context.Context) error {
 	t := time.NewTicker(2 * time.Second)
 	defer t.Stop()
+	began := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		}
+		n.watchHeld()
+		if time.Since(began) >= witnessGone {
+			n.watchWitness()
 		}
 		st, err := backend{n}.Status(ctx, api.StatusQuery{Local: true})
 		if err == nil {

@@ -182,7 +182,8 @@ func (w *Witness) serve(ctx context.Context, s *Served) error {
 		return err
 	}
 	defer d.Close()
-	m, err := member.New(member.Config{Dir: d, Local: member.Nothing{}, Endpoint: w.ep, Version: w.version, Log: w.log.With("cluster", d.Identity.Cluster), Ballast: ballast,
+	log := w.log.With("cluster", d.Identity.Cluster)
+	m, err := member.New(member.Config{Dir: d, Local: member.Nothing{}, Endpoint: w.ep, Version: w.version, Log: log, Ballast: ballast, Slow: member.FaultDisk(log),
 		Lateness: w.late})
 	if err != nil {
 		return err
