@@ -241,6 +241,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 	}
 	c.refresh()
 	if o.Result == lock.Accepted {
+		if cmd.Nop == nil {
+			c.nextPlan = c.now
+		}
 		c.applied(cmd)
 	}
 	return o, c.take(), nil
