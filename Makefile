@@ -24,7 +24,7 @@ vet:
 	@test -z "$$(gofmt -l cmd cluster failover netid internal)" || { gofmt -l cmd cluster failover netid internal; echo 'not formatted: run gofmt -w on these'; exit 1; }
 
 test: vet build
-	$(GO) test -timeout 20m ./...
+	$(GO) test -p 1 -timeout 20m ./...
 
 bench-failover: build
 	./bin/hanode demo bench --runs $(or $(RUNS),20) --out $(or $(OUT),bench.json) --faults "$(FAULTS)" --profile "$(PROFILE)" \

@@ -75,6 +75,15 @@ func (s *Service) Enough(g *Group, promises []Promise) Result {
 	return NoMajority
 }
 
+func gave(promises []Promise, h Holder) bool {
+	for _, p := range promises {
+		if p == h {
+			return true
+		}
+	}
+	return false
+}
+
 // MayHold says whether a Grant to this incarnation could be accepted as far as its data and admission go.
 func (s *Service) MayHold(g *Group, to Holder) Result {
 	a := g.Admission(to.Node)
@@ -103,7 +112,9 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 		return StaleEpoch
 	case s.Held:
 		return IsHeld
-	case s.Sticky && c.To.Node != s.Holder.Node:
+	case s.Sticky && (c.To.Node != s.Holder.Node || c.To == s.Holder && !gave(c.Promises, s.Holder)):
+		// Nor to the run that holds it, unless that has ended its tenure: it would end the sticky state without the knowledge
+		// of the one that relies on it.
 		return IsSticky
 	}
 	if r := s.MayHold(g, c.To); r != Accepted {

@@ -193,7 +193,8 @@ func probe(ctx context.Context, spec *cluster.CheckSpec, d *Deps) Result {
 // explain says why a run failed in the words of an operator.
 func explain(ctx context.Context, err error, output string, took time.Duration) string {
 	why := err.Error()
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	var slow interface{ Timeout() bool } // a dial may give up some microseconds before ctx does
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &slow) && slow.Timeout() {
 		why = "no answer within " + took.Round(time.Millisecond).String()
 	}
 	if output != "" {

@@ -64,13 +64,16 @@ func (j *Judge) Result(now cluster.Instant, r Result) (changed bool) {
 	}
 	if j.status.Failures == 0 {
 		j.failedAt = now
-	} else if j.status.LastOK == 0 && r.At.Sub(j.counted) < j.spec.Every*7/8 {
+	} else if j.status.LastOK == 0 && r.At.Sub(j.counted) < j.spec.Every-min(j.spec.Every/8, slack) {
 		return j.Tick(now)
 	}
 	j.status.Failures++
 	j.counted = r.At
 	return j.Tick(now) || j.results == 1
 }
+
+// slack is how much too early a run may begin and yet count as the next one: a run may be late, and the one after it not.
+const slack = 20 * time.Millisecond
 
 // Tick takes the passing of time: with `for`, a check that fails is failed when that time is over, see Due.
 func (j *Judge) Tick(now cluster.Instant) (changed bool) {

@@ -44,22 +44,24 @@ func (l *loop) run(ctx context.Context) {
 	defer l.drop()
 	l.begin()
 	for {
+		if l.moved() {
+			l.drop()
+			l.begin()
+		}
 		timer.Reset(l.wait(ctx))
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.look:
-			if l.role != l.d.Role() || l.life != l.d.Life() {
-				l.drop()
-				l.begin()
-			}
 		case r := <-l.done:
 			l.cancel()
 			l.cancel = nil
 			if ctx.Err() != nil {
 				return // the run was cut short by our end, not by a failure
 			}
-			l.result(r)
+			if !l.moved() {
+				l.result(r)
+			}
 		case <-timer.C:
 			if l.judge.Tick(l.d.Now()) {
 				l.changed()
@@ -67,6 +69,9 @@ func (l *loop) run(ctx context.Context) {
 		}
 	}
 }
+
+// moved says that role or life are others than those of the judge.
+func (l *loop) moved() bool { return l.role != l.d.Role() || l.life != l.d.Life() }
 
 // begin starts a new role or life.
 func (l *loop) begin() {

@@ -32,12 +32,14 @@ func dial(ctx context.Context, network, target string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if conn.LocalAddr().String() == conn.RemoteAddr().String() {
+	if itself(conn) {
 		conn.Close()
 		return nil, fmt.Errorf("nobody listens at %s", target)
 	}
 	return conn, nil
 }
+
+func itself(c net.Conn) bool { return c.LocalAddr().String() == c.RemoteAddr().String() }
 
 const (
 	maxBody      = 4 << 10

@@ -139,6 +139,9 @@ func (v *View) Decide(s *Service) Verdict {
 	}
 	out := Verdict{Move: true, To: lock.Holder{Node: to.No, Inc: to.Inc}, Automatic: automatic && to.No != h.Node, WhyNot: whyNot, By: "policy"}
 	out.Ask = v.Group.Voters()
+	if h.Node == 0 {
+		out.Ask = 0 // no lease was ever given: nobody has anything to promise
+	}
 	if holder != nil && holder.Inc == h.Inc && !s.Released {
 		out.Ask = out.Ask.Without(h.Node) // a holder that is asked stops; this one is silent
 	}

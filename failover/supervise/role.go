@@ -114,7 +114,9 @@ func (p *proc) command(what string, argv []string, timeout time.Duration, then f
 	prog.Cgroup = group
 	prog.Files = nil
 	name := p.spec.Name
+	p.commands++
 	p.wg.Go(func() {
+		defer p.post(func() { p.commands--; p.tellIdle() })
 		ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, fmt.Errorf("the %s command took longer than %v", what, timeout))
 		defer cancel()
 		res, err := launch.Run(ctx, prog, 4096)

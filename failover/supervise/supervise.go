@@ -287,9 +287,6 @@ func (s *Supervisor) Kill(ctx context.Context) error {
 		}
 	}
 	killErr = errors.Join(killErr, s.cfg.Group.Kill())
-	if err := s.cfg.Group.WaitEmpty(ctx); err != nil {
-		return errors.Join(killErr, err)
-	}
 	for _, p := range s.procs {
 		if err := p.awaitGone(ctx); err != nil {
 			return err

@@ -49,6 +49,7 @@ type Core struct {
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
+	leaderID  string // its name in the Raft configuration, as last told
 	nextKick  cluster.Instant
 	nextBeat  cluster.Instant
 	nextRenew cluster.Instant
@@ -78,7 +79,8 @@ type service struct {
 	drained   bool   // the order's preparation is done
 	deadline  cluster.Instant
 	restarts  uint64
-	sticking  bool // a Sticky or Unsticky is on its way
+	sticking  bool               // a Sticky or Unsticky is on its way
+	unstuck   cluster.Generation // of the Sticky whose end was proposed: never relied on again, whatever became of the proposal
 	confirmed uint64
 	report    plan.Report
 	gaveUp    string
@@ -134,6 +136,7 @@ func (c *Core) take() []Action {
 
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
+	c.findLeader()
 	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
 		c.self = m.No
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
@@ -201,6 +204,7 @@ func (c *Core) propose(cmd *state.Command, done func(*Core, state.Outcome, error
 // Apply applies one command of the log, at once and in order, and answers what follows from it.
 func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.Command) (state.Outcome, []Action, error) {
 	c.now, c.wall = now, wall
+	c.expire()
 	o, err := c.st.Apply(index, cmd)
 	if err != nil {
 		return o, nil, err
@@ -307,6 +311,9 @@ func (c *Core) followSticky(v *service, l *lock.Service) {
 	if v.holder.Phase != lease.Serving || l.Epoch != v.holder.Epoch || v.sticking {
 		return
 	}
+	if l.Sticky && l.Gen == v.unstuck {
+		return
+	}
 	if l.Sticky != v.holder.Sticky {
 		v.holder.Stick(c.now, l.Sticky)
 	}
@@ -327,7 +334,7 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: e, Holder: c.self})
 	}
 	v.order, v.drained, v.deadline, v.releasing, v.gaveUp = nil, false, 0, nil, ""
-	v.closing = false
+	v.closing, v.unstuck = false, 0
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now
 	c.renew()

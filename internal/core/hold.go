@@ -89,8 +89,8 @@ func (c *Core) refused(v *service, l Lease) {
 	v.holder.Bumping = e
 	b := lock.Bump{Epoch: e, Holder: c.me(), TTL: v.holder.TTL}
 	c.propose(&state.Command{Bump: &state.Bump{Bump: b, Service: v.no}}, func(c *Core, o state.Outcome, err error) {
-		if v.holder.Bumping == e {
-			v.holder.Bumping = 0
+		if v.holder.Bumping == e && (err != nil || o.Err() != nil) {
+			v.holder.Bumping = 0 // an accepted one counts as under way until it is applied here
 		}
 	})
 }
@@ -108,6 +108,16 @@ func (c *Core) end(v *service, why string, already bool) {
 	v.holder.Sticky = false
 	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: clip(why, 300)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: why})
+}
+
+// expire ends the tenures whose gates have shut by themselves. It comes before anything else that is done with an event: a daemon that was
+// stopped must not renew, on whatever it hears first, what has run out meanwhile.
+func (c *Core) expire() {
+	for _, v := range c.svcs {
+		if v.deadline != 0 && c.now >= v.deadline {
+			c.end(v, "no voter has renewed its lease in time", false)
+		}
+	}
 }
 
 // closeAll is for a member that was removed.
@@ -296,6 +306,9 @@ func (c *Core) tend(v *service) {
 
 func (c *Core) tendOrder(v *service) {
 	if o := v.order; o != nil {
+		if s := c.rec(v); s != nil && s.Lock.Sticky {
+			c.unstick(v) // until it has worked
+		}
 		if v.drained && !v.closing {
 			c.goOn(v)
 		} else if c.now.Sub(o.at) > orderTimeout {
@@ -367,7 +380,7 @@ func (c *Core) tendSticky(v *service) {
 	}
 	lost, back := c.witness()
 	switch {
-	case !s.Lock.Sticky && lost:
+	case lost && (!s.Lock.Sticky || v.unstuck == s.Lock.Gen):
 		v.sticking = true
 		c.stick(v, false)
 	case s.Lock.Sticky && back && v.holder.Fresh(c.now) > c.now.Add(v.holder.TTL/2):
@@ -380,7 +393,13 @@ func (c *Core) unstick(v *service) {
 		return
 	}
 	v.sticking = true
+	v.unstuck = c.rec(v).Lock.Gen
 	v.holder.Stick(c.now, false)
+	if d := v.holder.Deadline(c.now); d < v.deadline {
+		// The gates were set to a deadline that no voter has promised to wait for.
+		v.deadline = d
+		c.do(Extend{Service: v.no, Epoch: v.holder.Epoch, Deadline: d, TTL: v.holder.TTL})
+	}
 	c.stick(v, true)
 }
 

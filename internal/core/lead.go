@@ -107,7 +107,9 @@ func (c *Core) decide(view *plan.View, v *service) {
 			func(*Core, state.Outcome, error) { v.holding = false })
 	case !d.Move:
 		v.move = nil
-	case v.move == nil || v.move.coord.To != d.To || v.move.coord.Epoch != f.Lock.Epoch:
+	case v.move != nil && v.move.coord.To == d.To && v.move.coord.Epoch == f.Lock.Epoch:
+		v.move.coord.Ask(c.now, d.Ask)
+	default:
 		v.move = &move{coord: lease.Begin(c.now, f.Lock.Epoch, d.To, c.st.Timing().TTL, d.Ask), verdict: d, zero: c.zero(v, f)}
 		if r, ok := v.released[f.Lock.Epoch]; ok {
 			v.move.coord.Promises = []lock.Promise{{Node: f.Lock.Holder.Node, Inc: r.Inc}}
@@ -209,7 +211,7 @@ func (c *Core) grant(v *service, m *move) {
 
 // tellGranted pushes the news on the lease channel: followers learn the commit index late.
 func (c *Core) tellGranted(v *service, m *move, g lock.Grant, o state.Outcome) {
-	f := &Granted{Service: v.no, Epoch: o.Epoch, To: g.To, TTL: g.TTL, Index: o.Index, Since: c.now.Sub(m.zero)}
+	f := &Granted{Service: v.no, Epoch: o.Epoch, To: g.To, TTL: g.TTL, Index: o.Index, Since: c.now.Sub(m.zero), VoterSets: c.st.Group.C()}
 	for i := range c.st.Members {
 		if p := &c.st.Members[i]; !p.Removed && p.No != c.self {
 			c.do(Send{p.No, f})
@@ -334,6 +336,16 @@ func (c *Core) settle() {
 func (c *Core) standAside(view *plan.View) {
 	if c.now < c.nextKick {
 		return
+	}
+	if m := c.st.Member(c.self); m != nil && m.Removed {
+		// Only another leader can take this member's vote away.
+		for _, n := range c.st.Group.Voters().Without(c.self).List() {
+			if p := c.st.Member(n); p != nil && !p.Removed && c.own(n) < view.Timing.Kick {
+				c.nextKick = c.now.Add(500 * time.Millisecond)
+				c.do(Transfer{To: n, Why: "this member was removed"})
+				return
+			}
+		}
 	}
 	for i := range c.st.Services {
 		h := c.st.Services[i].Lock.Holder.Node

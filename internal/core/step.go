@@ -20,13 +20,15 @@ type peer struct {
 // Step takes one event and answers what is to be done. now is CLOCK_BOOTTIME, wall the wall clock in ms, for people only.
 func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	c.now, c.wall = now, wall
+	c.expire()
 	switch e := ev.(type) {
 	case Tick:
 		c.tick()
 	case Received:
 		c.receive(e.From, e.Frame)
 	case Leadership:
-		c.leader = e.Leader
+		c.leader, c.leaderID = e.Leader, e.ServerID
+		c.findLeader()
 		if e.Mine != c.leads {
 			c.leads = e.Mine
 			c.dropMoves()
@@ -110,6 +112,7 @@ func (c *Core) join() {
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
 			if err == nil && o.Err() != nil && !c.joined {
+				c.nextJoin = c.now.Add(10 * time.Second) // nothing but an operator changes that
 				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
 			}
 		})
@@ -279,6 +282,9 @@ func (c *Core) onGranted(g *Granted) {
 		return
 	}
 	if g.To == c.me() {
+		if c.st.Group.C() < g.VoterSets {
+			return // it would count under voters of before the Grant: its log tells it soon
+		}
 		c.granted(v, g.Epoch, g.TTL)
 		return
 	}
@@ -325,31 +331,57 @@ func (c *Core) kick() {
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
 	}
-	if c.now.Sub(c.started) < t.Kick || c.candidate() != c.self {
+	place := c.candidacy()
+	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {
 		return
 	}
 	c.nextKick = c.now.Add(300 * time.Millisecond)
 	c.do(Kick{Why: c.st.MemberName(c.leader) + ", the leader, is heard by nobody"})
 }
 
-func (c *Core) candidate() cluster.MemberNo {
-	best, bestRank := cluster.MemberNo(0), -1
+// nextCandidate is how long the next candidate waits for the one before it: a candidate whose log is behind is refused by those whose log
+// is not, and one of these must then come forward.
+const nextCandidate = 100 * time.Millisecond
+
+// candidacy is this member's place among those that may become candidates, 0 being the first: nodes that serve nothing before those
+// that do, witnesses last. -1: it may not.
+func (c *Core) candidacy() int {
+	mine, before := c.candidateRank(c.self), 0
+	if mine < 0 {
+		return -1
+	}
 	for _, n := range c.st.Group.Voters().List() {
-		m := c.st.Member(n)
-		if m == nil || n == c.leader || (n != c.self && c.own(n) >= c.st.Timing().Kick) {
-			continue
-		}
-		rank := 2
-		if m.Role == cluster.RoleWitness {
-			rank = 0
-		} else if c.holdsAny(n) {
-			rank = 1
-		}
-		if rank > bestRank {
-			best, bestRank = n, rank
+		if r := c.candidateRank(n); n != c.self && (r > mine || r == mine && n < c.self) {
+			before++
 		}
 	}
-	return best
+	return before
+}
+
+func (c *Core) candidateRank(n cluster.MemberNo) int {
+	m := c.st.Member(n)
+	switch {
+	case m == nil || n == c.leader || !c.st.Group.IsVoter(n) || n != c.self && c.own(n) >= c.st.Timing().Kick:
+		return -1
+	case m.Role == cluster.RoleWitness:
+		return 0
+	case c.holdsAny(n):
+		return 1
+	}
+	return 2
+}
+
+// findLeader finds the number of the member that leads: its name may be known before it is.
+func (c *Core) findLeader() {
+	if c.leaderID == "" {
+		return
+	}
+	c.leader = 0
+	for i := range c.st.Members {
+		if c.st.Members[i].ServerID() == c.leaderID {
+			c.leader = c.st.Members[i].No
+		}
+	}
 }
 
 func (c *Core) holdsAny(n cluster.MemberNo) bool {

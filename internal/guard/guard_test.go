@@ -251,12 +251,12 @@ func TestTheProcessesOfADeadOrHungDaemonAreFrozenAt84PercentAndKilledAtTheDeadli
 			}
 			until(t, "the address to go", func() bool { return !d.vipIsThere() })
 			if c.sig == syscall.SIGSTOP {
-				if d.guardIsGone(50*time.Millisecond) {
+				if d.guardIsGone(50 * time.Millisecond) {
 					t.Fatal("the guard left a daemon that only hangs")
 				}
 				d.cmd.Process.Kill()
 			}
-			if !d.guardIsGone(3*time.Second) {
+			if !d.guardIsGone(3 * time.Second) {
 				t.Fatal("the guard of a dead daemon stays for ever")
 			}
 			if c.sig == syscall.SIGKILL {
@@ -275,7 +275,7 @@ func TestTheGuardIsRealtimeAndCannotBeAskedToLeave(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		unix.PidfdSendSignal(d.pidfd, sig, nil, 0)
 	}
-	if d.guardIsGone(50*time.Millisecond) {
+	if d.guardIsGone(50 * time.Millisecond) {
 		t.Fatal("it left")
 	}
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.guard))

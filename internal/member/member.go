@@ -319,22 +319,9 @@ func (m *Member) onState(s raft.State) {
 			default:
 				m.led = now // that it leads is told when it has caught up
 			}
-			m.tellLeader()
+			m.loop.step(core.Leadership{ServerID: m.led.Leader, Mine: m.led.Mine})
 		}, false)
 	}()
-}
-
-// tellLeader tells the core who leads. The leader may be one of whom the log has not yet spoken here, as at the founding or in a new member: then
-// the core is told again when it has. Only on the loop.
-func (m *Member) tellLeader() {
-	lead := core.Leadership{Mine: m.led.Mine}
-	st := m.core.State()
-	for i := range st.Members {
-		if p := &st.Members[i]; !p.Removed && p.ServerID() == m.led.Leader {
-			lead.Leader = p.No
-		}
-	}
-	m.loop.step(lead)
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {

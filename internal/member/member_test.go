@@ -199,7 +199,7 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	var d *state.Decision
 	eventually(t, "the decision is in the log", func() bool {
 		_ = b.m.On(func(c *core.Core) { d = c.State().Decision(c.State().Services[0].LastMove) })
-		return d != nil && len(d.Steps) > 1
+		return d != nil && d.EpochTo == 2 && len(d.Steps) > 1
 	})
 	if d.Kind != "failover" || !strings.Contains(d.Sentence, "b took over because a") {
 		t.Errorf("the decision: %+v", d)

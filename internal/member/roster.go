@@ -40,7 +40,6 @@ func (m *Member) membersChanged() {
 	}
 	m.mesh.SetBeat(st.Timing().Renew)
 	m.setPeers(peers)
-	go m.loop.post(m.tellLeader, false)
 	go func() {
 		if err := m.cfg.Dir.SavePeers(peers); err != nil {
 			m.log.Warn("remember the members for the next start", "err", err)

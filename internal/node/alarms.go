@@ -15,6 +15,7 @@ import (
 type alarm struct {
 	Code, Object, Severity, Text, Remedy string
 	Since                                time.Time
+	Last                                 time.Time // when it was raised last
 }
 
 // maxAlarms bounds what a node remembers; beyond it new ones are only logged.
@@ -40,7 +41,7 @@ func (n *Node) raise(code, object, severity, text, remedy string) {
 		n.log.Warn(text, "alarm", code, "object", object, "do", remedy)
 		a.Since = time.Now()
 	}
-	a.Code, a.Object, a.Severity, a.Text, a.Remedy = code, object, severity, text, remedy
+	a.Code, a.Object, a.Severity, a.Text, a.Remedy, a.Last = code, object, severity, text, remedy, time.Now()
 	if n.alarms.all == nil {
 		n.alarms.all = map[[2]string]alarm{}
 	}
@@ -63,7 +64,11 @@ func (n *Node) standing() []alarm {
 	n.alarms.mu.Lock()
 	defer n.alarms.mu.Unlock()
 	var out []alarm
-	for _, a := range n.alarms.all {
+	for k, a := range n.alarms.all {
+		if a.Code == duplicate && time.Since(a.Last) > duplicateLasts {
+			delete(n.alarms.all, k)
+			continue
+		}
 		out = append(out, a)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Since.Before(out[j].Since) })
@@ -138,10 +143,19 @@ func (n *Node) watchHeld() {
 	}
 }
 
+// A duplicate address is over when it has not been seen for this long.
+const (
+	duplicate      = "duplicate-address"
+	duplicateLasts = time.Minute
+)
+
 func (n *Node) onVIP(e vip.Event) {
 	switch e.Kind {
 	case vip.Duplicate:
-		n.raise("duplicate-address", e.Prefix.Addr().String(), "crit", e.String(), "find the machine with this MAC and take the address away from it")
+		if s := n.byNo(e.Service); s == nil || !s.active.Load() {
+			return // the next active has it already, and here it is on its way out, behind a shut gate
+		}
+		n.raise(duplicate, e.Prefix.Addr().String(), "crit", e.String(), "find the machine with this MAC and take the address away from it")
 	default:
 		n.log.Warn(e.String(), "interface", e.Interface, "address", e.Prefix.String())
 	}

@@ -85,6 +85,11 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 		return err
 	}
 	var errs error
+	defer func() {
+		if _, err := n.gate.ForgetStrangers(); err != nil { // addresses of an earlier run that are in no spec any more
+			n.log.Warn("gate", "err", err)
+		}
+	}()
 	for _, w := range fresh {
 		if err := n.startService(w); err != nil {
 			errs = fmt.Errorf("service %s: %w", w.spec.Name, err)

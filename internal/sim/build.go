@@ -32,7 +32,8 @@ func (w *world) build() {
 	}
 	w.growLinks()
 	w.enter(&state.Command{Init: &state.Init{ClusterID: "5e", Name: "sim"}})
-	for i, h := range w.hosts {
+	w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: w.hosts[0].member()}}) // the founder needs no token
+	for i, h := range w.hosts[1:] {
 		w.enter(&state.Command{TokenCreate: &state.Token{Hash: []byte{byte(i)}, Role: h.role, Until: 1 << 60}})
 		w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: h.member(), TokenHash: []byte{byte(i)}}})
 	}

@@ -91,6 +91,9 @@ func (w *world) raftStep(h *host) {
 	}
 	n := 0
 	for _, f := range w.hosts {
+		if !h.up || h.paused || !r.mine {
+			return // something of what followers did has stopped it
+		}
 		if f == h || f.gone || !w.alike(h, f) {
 			continue
 		}
@@ -305,7 +308,7 @@ func (w *world) commit(h *host, p *proposal) {
 		}
 		life := f.life
 		w.after(d, func() {
-			if f.life == life && w.alike(h, f) {
+			if f.life == life && h.up && !h.paused && w.alike(h, f) {
 				w.learn(f, h, upto)
 			}
 		})
@@ -351,7 +354,7 @@ func (w *world) learn(f, from *host, upto int) {
 
 // apply applies committed entries in order and answers the outcome of the last one.
 func (w *world) apply(h *host, upto int) (out state.Outcome) {
-	for h.raft.applied < upto {
+	for h.raft.applied < upto && h.up && !h.paused {
 		e := &w.raft.log[h.raft.applied]
 		h.raft.applied++
 		if e.voters != nil {

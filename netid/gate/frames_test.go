@@ -59,7 +59,7 @@ func TestVLANFramesOfTheVIPAreDroppedInAndOut(t *testing.T) {
 					t.Errorf("%s: a frame left while shut", name)
 				}
 				c.lease(1, time.Minute)
-				if !leaves() {
+				if !retry(leaves) {
 					t.Errorf("%s: no frame leaves while open", name)
 				}
 				c.do(order{Do: "refresh", Service: 1})
@@ -140,7 +140,7 @@ func TestTheGateCoversADeviceWithoutEthernetHeader(t *testing.T) {
 			t.Error("the VIP answers through the tunnel while shut")
 		}
 		c.lease(1, time.Minute)
-		if !answers() {
+		if !retry(answers) {
 			t.Error("the VIP does not answer through the tunnel while open")
 		}
 		c.do(order{Do: "refresh", Service: 1})

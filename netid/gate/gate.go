@@ -290,8 +290,8 @@ func (g *Gate) stopped() bool {
 
 var errEnded = errors.New("gate: it was shut down or removed: open a new one")
 
-// SetVIPs declares the addresses of a service. New ones are shut until the next Refresh, or open until the service's
-// current deadline. Those of an earlier call that are missing now are forgotten: the gate lets them pass, so they must be
+// SetVIPs declares the addresses of a service. New ones are shut until the next Refresh (in the eBPF forms a deadline
+// that the service has already holds for them too). Those of an earlier call that are missing now are forgotten: the gate lets them pass, so they must be
 // off the interfaces before. An address that belongs to another service is refused and nothing is changed.
 func (g *Gate) SetVIPs(svc cluster.ServiceNo, vips []netip.Addr) error {
 	g.change.Lock()

@@ -3,7 +3,9 @@ package gate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -159,7 +161,7 @@ func TestANewInterfaceIsGated(t *testing.T) {
 		}
 		eventually(t, 2*time.Second, "the VIP is shut on the new interface", func() bool { return !late.ping(t, vip4) })
 		c.lease(1, time.Minute)
-		if !late.ping(t, vip4) {
+		if !late.reaches(t, vip4) {
 			t.Error("the VIP does not answer on the new interface while open")
 		}
 	})
@@ -192,13 +194,13 @@ func TestANextStartShutsWhatTheFormerOneLeftOpenAndTakesOverItsAddresses(t *test
 					t.Error("the VIP answered again after it had been shut")
 				}
 				second.lease(1, time.Minute)
-				if !w.client.ping(t, vip4) || w.client.ping(t, vip6) {
+				if !w.client.reaches(t, vip4) || w.client.ping(t, vip6) {
 					t.Error("after SetVIPs and Refresh: the claimed address must answer and the stranger must not")
 				}
 				if got := second.do(order{Do: "strangers"}).VIPs; len(got) != 2 {
 					t.Errorf("strangers: %v, want the two that were not claimed", got)
 				}
-				if !w.client.ping(t, vip6) {
+				if !w.client.reaches(t, vip6) {
 					t.Error("an address that no service has is still shut")
 				}
 				second.do(order{Do: "remove"})
@@ -330,7 +332,7 @@ func TestAShutNodeStaysAClientOfTheActiveOne(t *testing.T) {
 		c := startChild(t, w.node)
 		c.open(form)
 		c.vips(1, theirs4, theirs6)
-		if !w.node.ping(t, theirs4) || !w.node.ping(t, theirs6) {
+		if !w.node.reaches(t, theirs4) || !w.node.reaches(t, theirs6) {
 			t.Error("the host of a shut gate cannot reach the VIP where it is active")
 		}
 	})
@@ -355,15 +357,16 @@ func TestAnAddressBelongsToOneServiceOnly(t *testing.T) {
 			}
 		}
 		c.lease(2, time.Minute)
-		if !w.client.ping(t, vip6) || w.client.ping(t, vip4) {
+		if !w.client.reaches(t, vip6) || w.client.ping(t, vip4) {
 			t.Error("a refresh of one service must open that one only")
 		}
 		c.vips(1)
-		if !w.client.ping(t, vip4) {
+		if !w.client.reaches(t, vip4) {
 			t.Error("a forgotten address is still dropped")
 		}
 		c.vips(2, vip6, vip4)
-		if !w.client.ping(t, vip4) {
+		c.lease(2, time.Minute)
+		if !w.client.reaches(t, vip4) {
 			t.Error("an address that moved to an open service is shut")
 		}
 		if a := c.try(order{Do: "lease", Service: 2, Lease: time.Hour}); a.Err == "" {
@@ -372,6 +375,35 @@ func TestAnAddressBelongsToOneServiceOnly(t *testing.T) {
 		if w.client.ping(t, vip4) {
 			t.Error("a deadline that cannot be right left the gate open")
 		}
+	})
+}
+
+func TestOperatorsCanListTheRuleset(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skipf("needs nft(8): %v", err)
+	}
+	s := newSpace(t)
+	s.up(t, "lo")
+	s.must(t, "list", func() error {
+		g, err := Open(Config{Form: NFT, Name: "test"})
+		if err != nil {
+			return err
+		}
+		defer g.Remove()
+		if err := errors.Join(g.SetVIPs(1, all), g.Refresh(1, boottime().Add(time.Minute))); err != nil {
+			return err
+		}
+		listed, err := exec.Command(nft, "list", "ruleset").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w", listed, err)
+		}
+		for _, want := range []string{vip6.String() + " timeout 59s", "ip daddr @known4 ip daddr != @open4 counter", "arp saddr ip @known4"} {
+			if !strings.Contains(string(listed), want) {
+				t.Errorf("the list does not contain %q:\n%s", want, listed)
+			}
+		}
+		return nil
 	})
 }
 
@@ -384,12 +416,12 @@ func TestTwoGatesInOneNamespaceDoNotDisturbEachOther(t *testing.T) {
 	a.lease(1, time.Minute)
 	b.do(order{Do: "open", Config: childConfig{Form: TCX, Name: "another"}})
 	b.vips(1, vip6)
-	if !w.client.ping(t, vip4) {
+	if !w.client.reaches(t, vip4) {
 		t.Error("another gate's start shut this one")
 	}
 	b.do(order{Do: "remove"})
 	a.do(order{Do: "refresh", Service: 1})
-	if w.client.ping(t, vip4) || !w.client.ping(t, vip6) {
+	if w.client.ping(t, vip4) || !w.client.reaches(t, vip6) {
 		t.Error("another gate's removal took this one along, or left its own")
 	}
 }

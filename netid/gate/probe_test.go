@@ -84,6 +84,22 @@ func (s space) ping(t testing.TB, to netip.Addr) bool {
 	}
 }
 
+// retry gives a busy machine more time.
+func retry(try func() bool) bool {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		if try() {
+			return true
+		}
+	}
+	return false
+}
+
+// reaches is ping for when an answer is expected.
+func (s space) reaches(t testing.TB, to netip.Addr) bool {
+	t.Helper()
+	return retry(func() bool { return s.ping(t, to) })
+}
+
 // stream pings every millisecond and keeps when each answered request was sent.
 type stream struct {
 	mu   sync.Mutex

@@ -177,6 +177,13 @@ func (r *Running) Signal(sig syscall.Signal) error { return r.process.Signal(sig
 // Wait waits for the end of the program. It is told by the kernel (waitid on a pidfd), not by polling.
 func (r *Running) Wait() (*os.ProcessState, error) { return r.process.Wait() }
 
+// setgroupsDenied says whether this process is in a user namespace that an ordinary user made, in which nobody's groups can be changed
+// (user_namespaces(7)). Its root then keeps the groups that the ordinary user has outside.
+func setgroupsDenied() bool {
+	b, err := os.ReadFile("/proc/self/setgroups")
+	return err == nil && strings.TrimSpace(string(b)) == "deny"
+}
+
 // Child is the exec step: args are the arguments after Subcommand. It returns only if the program could not be started;
 // the error has then been told to the daemon, and the caller exits with status 127.
 func Child(args []string) error {
@@ -219,7 +226,7 @@ func become(st step, argv []string) error {
 		for i, g := range st.Groups {
 			groups[i] = int(g)
 		}
-		if err := syscall.Setgroups(groups); err != nil {
+		if err := syscall.Setgroups(groups); err != nil && !(os.Getuid() == int(st.UID) && setgroupsDenied()) {
 			return fmt.Errorf("set the groups of user %d: %w", st.UID, err)
 		}
 		if err := syscall.Setresgid(int(st.GID), int(st.GID), int(st.GID)); err != nil {

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -76,6 +77,9 @@ func Run(ctx context.Context, p Program, keep int) (Result, error) {
 	}
 	if p.Cgroup != nil {
 		p.Cgroup.Kill() // what it left in the background is no part of a short command
+		gone, cancel := context.WithTimeout(context.Background(), goneLimit)
+		err = errors.Join(err, p.Cgroup.WaitEmpty(gone))
+		cancel()
 	}
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	res := Result{Output: <-read, Code: -1, Took: time.Since(began)}
@@ -90,6 +94,9 @@ func Run(ctx context.Context, p Program, keep int) (Result, error) {
 	}
 	return res, err
 }
+
+// goneLimit bounds the wait for killed processes to be gone.
+const goneLimit = 5 * time.Second
 
 // execLimit bounds the wait for an exec step that was frozen between fork and exec.
 const execLimit = time.Minute

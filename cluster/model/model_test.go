@@ -1,0 +1,76 @@
+package model
+
+import (
+	"testing"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/lock"
+)
+
+func threeVoters() []lock.VoterSet { return []lock.VoterSet{{Set: cluster.SetOf(1, 2, 3)}} }
+
+func base() config {
+	return config{name_: "base", members: 3, nodes: cluster.SetOf(1, 2), sets: threeVoters(), epochs: 3, crashes: 1, grantTTLs: []uint8{1}, lag: 2}
+}
+
+func TestTheLeaseHoldsInEveryOrderOfEvents(t *testing.T) {
+	c := base()
+	r := explore(&c)
+	t.Log(r)
+	if r.broken != "" {
+		t.Error(r.broken)
+		for _, l := range r.trace {
+			t.Log(l)
+		}
+	}
+}
+
+func bumping() config {
+	c := base()
+	c.name_, c.bumps, c.crashes, c.lag = "bump", true, 1, 1
+	c.grantTTLs, c.bumpTTLs = []uint8{1, 2}, []uint8{1, 2}
+	return c
+}
+
+func outside() config {
+	c := base()
+	c.name_, c.members, c.sets, c.crashes, c.epochs, c.lag = "a holder without a vote", 4, []lock.VoterSet{{Set: cluster.SetOf(2, 3, 4)}}, 1, 2, 1
+	return c
+}
+
+func sticking() config {
+	c := base()
+	c.name_, c.sticks, c.epochs, c.lag = "sticky", 1, 3, 1
+	return c
+}
+
+func witnessReplaced() config {
+	c := base()
+	c.name_, c.members, c.voterChange, c.epochs, c.crashes, c.lag = "another witness", 4, true, 3, 0, 2
+	c.sets = []lock.VoterSet{{Set: cluster.SetOf(1, 2, 3)}, {Set: cluster.SetOf(1, 2, 4)}}
+	return c
+}
+
+func votersAdded() config {
+	c := witnessReplaced()
+	c.name_, c.members = "from one vote to three", 3
+	c.sets = []lock.VoterSet{{Set: cluster.SetOf(1)}, {Set: cluster.SetOf(1, 2, 3)}}
+	return c
+}
+
+func TestProbe(t *testing.T) {
+	for _, f := range []func() config{bumping, outside, sticking, witnessReplaced, votersAdded} {
+		c := f()
+		t.Run(c.name_, func(t *testing.T) {
+			c.most = 4000000
+			r := explore(&c)
+			t.Log(r)
+			if r.broken != "" {
+				t.Error(r.broken)
+				for i, l := range r.trace {
+					t.Logf("%2d %s", i+1, l)
+				}
+			}
+		})
+	}
+}
