@@ -42,10 +42,11 @@ type Core struct {
 	now     cluster.Instant
 	wall    int64
 
-	joined  bool // the log has admitted this run
-	joining bool
-	peers   [cluster.MaxMembers + 1]peer
-	svcs    []*service // in order of ServiceNo
+	joined   bool // the log has admitted this run
+	joinedAt cluster.Instant
+	joining  bool
+	peers    [cluster.MaxMembers + 1]peer
+	svcs     []*service // in order of ServiceNo
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
@@ -140,6 +141,9 @@ func (c *Core) refresh() {
 	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
 		c.self = m.No
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
+			if !c.joined {
+				c.joinedAt = c.now
+			}
 			c.joined = true
 		}
 	} else if m != nil {
