@@ -94,7 +94,7 @@ func full(p *play) {
 		return p.ask(p.standby).alarm("store-disk-full") != ""
 	})
 	p.must(p.waitProtected(p.ctx, protectedWithin))
-	p.undisturbed(p.begin)
+	p.stillThere(p.begin)
 
 	p.sh(p.standby, "dd if=/dev/zero of=%s/fill2 bs=64k 2>/dev/null || true", raft)
 	p.until(p.standby+" has stopped", 30*time.Second, func() bool {
@@ -103,12 +103,12 @@ func full(p *play) {
 	})
 	p.check(strings.Contains(p.said(p.standby), "no space left"), "%s does not say why it has stopped", p.standby)
 	p.says(p.active, "no-standby", 5*time.Second)
-	p.undisturbed(p.begin)
+	p.stillThere(p.begin)
 
 	p.sh(p.standby, "rm %s/fill1 %[1]s/fill2", raft)
 	p.must(p.startDaemon(p.ctx, p.standby))
 	p.must(p.waitProtected(p.ctx, protectedWithin))
-	p.undisturbed(p.begin)
+	p.stillThere(p.begin)
 	p.killDaemon(p.standby)
 	p.sh(p.standby, "rm -f %[1]s/ballast; cp -a %[1]s %[2]s; umount %[1]s; rm -r %[1]s; mv %[2]s %[1]s", raft, aside)
 	p.must(p.startDaemon(p.ctx, p.standby))

@@ -88,7 +88,7 @@ func clocks() []situation {
 		p.killDaemon(ahead)
 		p.must(p.startDaemon(p.ctx, ahead))
 		p.must(p.waitProtected(p.ctx, protectedWithin))
-		p.undisturbed(p.begin)
+		p.stillThere(p.begin)
 		p.must(p.switchover(p.ctx, p.active, ahead))
 		p.must(p.waitProtected(p.ctx, protectedWithin))
 		p.now()

@@ -25,7 +25,7 @@ func witnessSituations() []situation {
 			p.undisturbed(p.begin)
 			p.must(p.heal())
 			p.must(p.waitProtected(p.ctx, protectedWithin))
-			p.undisturbed(p.begin)
+			p.stillThere(p.begin)
 			p.until("no alarm", 10*time.Second, func() bool { return p.ask(p.active).alarm("witness-lost") == "" })
 		}},
 		{name: "e: the witness dies, the service is moved by order, then the active dies", moves: true, play: func(p *play) {
@@ -97,7 +97,7 @@ func replaced(p *play) {
 	p.refused(witnessHost, 3, "", join(token)...) // into a directory that is one already
 	p.must(p.startDaemon(p.ctx, witnessHost))
 	p.must(p.waitProtected(p.ctx, protectedWithin))
-	p.undisturbed(p.begin)
+	p.stillThere(p.begin)
 	after := p.identity()
 	p.check(after != "" && after != before, "the witness's id is %q and was %q", after, before)
 	p.until("three votes", 20*time.Second, func() bool {
@@ -108,7 +108,7 @@ func replaced(p *play) {
 	// It counts: with the standby stopped the active lives on its vote alone.
 	p.must(p.signalDaemon(p.ctx, p.standby, syscall.SIGSTOP))
 	p.wait(1500 * time.Millisecond)
-	p.undisturbed(p.begin)
+	p.stillThere(p.begin)
 }
 
 // identity is the witness's node id as the cluster knows it.
