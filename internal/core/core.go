@@ -42,11 +42,12 @@ type Core struct {
 	now     cluster.Instant
 	wall    int64
 
-	joined  bool // the log has admitted this run
-	joining bool
-	peers   [cluster.MaxMembers + 1]peer
-	svcs    []*service // in order of ServiceNo
-	gone    []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
+	joined   bool // the log has admitted this run
+	joinedAt cluster.Instant
+	joining  bool
+	peers    [cluster.MaxMembers + 1]peer
+	svcs     []*service // in order of ServiceNo
+	gone     []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
@@ -148,6 +149,9 @@ func (c *Core) refresh() {
 	}
 	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
+			if !c.joined {
+				c.joinedAt = c.now
+			}
 			c.joined = true
 		}
 	} else if m != nil {

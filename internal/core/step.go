@@ -358,6 +358,9 @@ func (c *Core) kick() {
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
 	}
+	if !c.joined || c.now.Sub(c.joinedAt) < t.Kick {
+		return // a member that has just learned who the others are has not heard them yet
+	}
 	place := c.candidacy()
 	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {
 		return
