@@ -311,3 +311,13 @@ func TestAServiceMadeAgainWaitsForItsLastHolder(t *testing.T) {
 		t.Errorf("does not promise when everything is shut: %+v", ps)
 	}
 }
+
+func TestAnAnswerThatComesAfterTheServiceWasDeletedDoesNoHarm(t *testing.T) {
+	k := serve(t)
+	v := k.c.svcs[0]
+	k.c.stick(v, false)
+	p := find[Propose](k.c.take())
+	none, _ := (&cluster.Spec{Profile: "fast"}).Encode()
+	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: none, Remove: []string{"web"}}})
+	k.step(Proposed{ID: p.ID, Err: errors.New("unknown")})
+}
