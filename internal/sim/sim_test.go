@@ -162,3 +162,20 @@ func TestClocksBeyondTheAssumptionBreakTheLease(t *testing.T) {
 		t.Error("no seed shows two actives with clocks that are wrong by 12 %")
 	}
 }
+
+func TestSeedsThatHaveFailedOnceDoNotFailAgain(t *testing.T) {
+	b, err := os.ReadFile("testdata/seeds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		number, what, _ := strings.Cut(line, "\t")
+		seed, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			continue // a comment
+		}
+		if r := Run(Options{Seed: seed}); r.Err != nil {
+			t.Errorf("seed %d (%s): %v", seed, what, firstLine(r.Err))
+		}
+	}
+}
