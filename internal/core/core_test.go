@@ -321,3 +321,27 @@ func TestAnAnswerThatComesAfterTheServiceWasDeletedDoesNoHarm(t *testing.T) {
 	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: none, Remove: []string{"web"}}})
 	k.step(Proposed{ID: p.ID, Err: errors.New("unknown")})
 }
+
+func TestStickyEndsAlthoughTheSpecForbidsItNow(t *testing.T) {
+	k := serve(t)
+	l := k.c.st.Services[0].Lock
+	k.apply(&state.Command{Sticky: &state.Sticky{Service: 1, Sticky: lock.Sticky{Epoch: 1, Gen: l.Gen, Holder: l.Holder}}})
+	spec, err := cluster.DecodeSpec(k.c.st.Spec.Compiled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Services[0].WitnessLost = "hold"
+	compiled, _ := spec.Encode()
+	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: compiled}})
+	for range 40 {
+		k.hear(w, &Beat{Inc: 1})
+		k.ack(w, 1)
+		for _, x := range k.step(Tick{}) {
+			if p, ok := x.(Propose); ok && p.Command.Sticky != nil && p.Command.Sticky.Off {
+				return
+			}
+		}
+		k.now += 50 * ms
+	}
+	t.Error("the witness is back for two seconds and the service is still sticky")
+}
