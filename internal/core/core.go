@@ -307,6 +307,9 @@ func (c *Core) applied(cmd *state.Command) {
 // follow compares a holder with what the log says of its service.
 func (c *Core) follow(v *service) {
 	s := c.rec(v)
+	if s == nil {
+		return // an answer that came after the service was deleted
+	}
 	l := &s.Lock
 	for e := range v.released {
 		if e < l.Epoch {

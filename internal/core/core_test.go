@@ -311,3 +311,37 @@ func TestAServiceMadeAgainWaitsForItsLastHolder(t *testing.T) {
 		t.Errorf("does not promise when everything is shut: %+v", ps)
 	}
 }
+
+func TestAnAnswerThatComesAfterTheServiceWasDeletedDoesNoHarm(t *testing.T) {
+	k := serve(t)
+	v := k.c.svcs[0]
+	k.c.stick(v, false)
+	p := find[Propose](k.c.take())
+	none, _ := (&cluster.Spec{Profile: "fast"}).Encode()
+	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: none, Remove: []string{"web"}}})
+	k.step(Proposed{ID: p.ID, Err: errors.New("unknown")})
+}
+
+func TestStickyEndsAlthoughTheSpecForbidsItNow(t *testing.T) {
+	k := serve(t)
+	l := k.c.st.Services[0].Lock
+	k.apply(&state.Command{Sticky: &state.Sticky{Service: 1, Sticky: lock.Sticky{Epoch: 1, Gen: l.Gen, Holder: l.Holder}}})
+	spec, err := cluster.DecodeSpec(k.c.st.Spec.Compiled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Services[0].WitnessLost = "hold"
+	compiled, _ := spec.Encode()
+	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: compiled}})
+	for range 40 {
+		k.hear(w, &Beat{Inc: 1})
+		k.ack(w, 1)
+		for _, x := range k.step(Tick{}) {
+			if p, ok := x.(Propose); ok && p.Command.Sticky != nil && p.Command.Sticky.Off {
+				return
+			}
+		}
+		k.now += 50 * ms
+	}
+	t.Error("the witness is back for two seconds and the service is still sticky")
+}
