@@ -15,17 +15,19 @@ import (
 
 // config bounds one exploration.
 type config struct {
-	name_   string
-	members int
-	names   [maxNo + 1]string
-	nodes   cluster.MemberSet // eligible
-	sets    []lock.VoterSet
-	data    bool
-	ops     int
-	epochs  uint8
-	crashes int
-	reboots bool
-	lag     int // how many entries a member may be behind
+	name_    string
+	members  int
+	names    [maxNo + 1]string
+	nodes    cluster.MemberSet // eligible
+	sets     []lock.VoterSet
+	data     bool
+	ops      int
+	epochs   uint8
+	gens     uint8 // no Degrade or Sticky beyond this generation; 0: no bound
+	crashes  int
+	crashing cluster.MemberSet // who may crash; 0: everybody
+	reboots  bool
+	lag      int // how many entries a member may be behind
 	grantTTLs,
 	bumpTTLs []uint8
 	bumps       bool
@@ -34,12 +36,18 @@ type config struct {
 	voterChange bool
 	timeless    bool // no clocks: a voter may promise at any time, and only the data are checked
 
-	keepAcks     bool // keep what correct code ignores, for a broken variant that does not
-	keepPromises bool
-	lateRelease  bool
+	keepAcks                    bool // keep what correct code ignores, for a broken variant that does not
+	keepPromises                bool
+	lateRelease                 bool
+	lowerBumps, bumpsOfAnyEpoch bool
+	forceKeeps                  bool // an operator was not told of what a force loses
+
+	prompt  cluster.MemberSet // members that apply every entry at once
+	without []kind            // events that do not happen
 
 	longest uint8 // ticks after which any voter may promise
 	code    code
+	never   [64]bool
 	most    int // states; 0: no bound
 }
 
@@ -309,6 +317,9 @@ func (c *config) prepare() {
 				c.longest++
 			}
 		}
+	}
+	for _, k := range c.without {
+		c.never[k] = true
 	}
 	if c.code.renew == nil {
 		c.code = product()

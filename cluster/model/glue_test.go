@@ -56,18 +56,14 @@ type faults struct {
 	confirmAsBump       bool // takes a Bump for a confirmation
 
 	// Data.
-	pendingSurvive    bool // pending operations survive deposition
-	degradeUnapplied  bool // acknowledges alone before Degrade is applied
-	inSyncEarly       bool // proposes InSync before it waits for the standby
-	noStreamEpoch     bool // the standby accepts frames of any epoch
-	visibleEarly      bool // bytes can be read before they are replicated
-	epochNotFsynced   bool // the epoch in the header of a store is lost with the host
-	resyncUnfenced    bool // overwrites a store that has not applied the epoch of its source
-	aloneFlagReplayed bool // the alone flag is cleared by applying an older entry
-	aloneFlagVolatile bool // the alone flag is lost with the daemon
-	aloneNotCarried   bool // Unsticky does not say that the active was alone
-	aloneUnfsynced    bool // acknowledges alone what is only in memory
-	bumpDropsAcks     bool
+	pendingSurvive   bool // pending operations survive deposition
+	degradeUnapplied bool // acknowledges alone before Degrade is applied
+	inSyncEarly      bool // proposes InSync before it waits for the standby
+	inSyncUnfsynced  bool // proposes InSync before the standby has fsynced what was acknowledged as fsynced
+	oldAccepts       bool // counts what a standby accepted before it was resynchronised
+	noStreamEpoch    bool // the standby accepts frames of any epoch
+	visibleEarly     bool // bytes can be read before they are replicated
+	aloneNotCarried  bool // Unsticky does not say that the active was alone
 }
 
 func product() code {
@@ -147,6 +143,9 @@ func (b *bench) granted(w *world, m int, e, ttl uint8) {
 
 // daemon lets a holder look at its clock.
 func (b *bench) daemon(w *world, m int) {
+	if b.c.timeless {
+		return
+	}
 	h := b.loadHolder(w, m)
 	ended, _ := b.c.code.tick(h, now)
 	b.storeHolder(w, m)
@@ -167,6 +166,11 @@ func (b *bench) follow(w *world, m int, gen uint8) {
 	x.lo, x.hi = r.lo, r.hi
 	mine := int(r.holder) == m && r.inc == x.inc && r.epoch > 0
 	bumped := mine && r.gen == gen && r.epoch == x.epoch+1 && x.phase != uint8(lease.Idle)
+	if int(r.holder) == m && r.sticky && r.inc != x.inc && b.c.code.stickyWithoutQuorum {
+		x.phase, x.epoch, x.ttl, x.sticky, x.stickyLeft = uint8(lease.Serving), r.epoch, r.ttl, true, leftOf(int(r.ttl), 0)
+		b.daemon(w, m)
+		return
+	}
 	switch {
 	case bumped:
 		h := b.loadHolder(w, m)

@@ -100,7 +100,7 @@ func (b *bench) logSteps(w *world) {
 				}
 			}
 		}
-		if w.bumpE == r.epoch {
+		if w.bumpE != 0 && (w.bumpE == r.epoch || c.bumpsOfAnyEpoch) {
 			b.commit(w, action{k: doBumpCommit}, func(s *lock.Service, _ *lock.Group) lock.Result {
 				return c.code.bump(s, lock.Bump{Epoch: cluster.Epoch(w.bumpE), Holder: s.Holder, TTL: time.Duration(w.bumpTTL) * tick})
 			}, nil)
@@ -200,9 +200,30 @@ func (b *bench) voterSet(w *world) {
 	}
 }
 
+func (b *bench) catchUp(w *world, m int) {
+	x := &w.m[m]
+	if x.at == noIndex {
+		if x.joinAt == noIndex {
+			return
+		}
+		x.at, x.joinAt = x.joinAt, noIndex
+		b.follow(w, m, noIndex)
+	}
+	for x.at+1 < w.n {
+		gen := w.sees(m).gen
+		x.at++
+		b.follow(w, m, gen)
+	}
+}
+
 // canon brings worlds that cannot be told apart any more into one form.
 func (b *bench) canon(w *world) {
 	c := b.c
+	for m := 1; m <= c.members; m++ {
+		if c.prompt.Has(cluster.MemberNo(m)) && w.m[m].up {
+			b.catchUp(w, m)
+		}
+	}
 	for m := 1; m <= c.members; m++ {
 		b.canonMember(w, m)
 	}
@@ -277,12 +298,15 @@ func (b *bench) canonMember(w *world, m int) {
 		}
 	}
 	if c.timeless {
-		x.quiet = 0
+		x.quiet, x.gate, x.acks, x.stickyLeft = 0, 0, [maxNo + 1]left{}, 0
 	}
 }
 
 func (b *bench) canonMessages(w *world) {
 	c, r := b.c, w.newest()
+	if c.data {
+		b.canonData(w)
+	}
 	for m := 1; m <= c.members; m++ {
 		if !c.keepPromises {
 			w.prom[m] &= 1 << r.adm[m]
@@ -301,7 +325,7 @@ func (b *bench) canonMessages(w *world) {
 			*t = grantMsg{}
 		}
 	}
-	if w.bumpE != r.epoch {
+	if w.bumpE != r.epoch && !c.bumpsOfAnyEpoch {
 		w.bumpE, w.bumpTTL = 0, 0
 	}
 	if w.on[0] != r.epoch || w.on[1] != r.gen {

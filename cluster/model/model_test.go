@@ -58,8 +58,27 @@ func votersAdded() config {
 	return c
 }
 
+func data() config {
+	c := base()
+	c.gens = 3
+	c.name_, c.data, c.timeless, c.ops, c.epochs, c.crashes, c.reboots, c.lag = "data", true, true, 2, 3, 1, true, 1
+	return c
+}
+
+func dataSticky() config {
+	c := data()
+	c.name_, c.sticks, c.ops, c.forces = "data and sticky", 1, 1, false
+	return c
+}
+
+func dataBump() config {
+	c := data()
+	c.name_, c.bumps, c.bumpTTLs, c.ops, c.reboots = "data and Bump", true, []uint8{1}, 1, false
+	return c
+}
+
 func TestProbe(t *testing.T) {
-	for _, f := range []func() config{bumping, outside, sticking, witnessReplaced, votersAdded} {
+	for _, f := range []func() config{data, dataSticky, dataBump, sticking} {
 		c := f()
 		t.Run(c.name_, func(t *testing.T) {
 			c.most = 4000000

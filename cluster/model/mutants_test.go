@@ -98,12 +98,13 @@ func table(t *testing.T, vs []variant) {
 			c := v.in()
 			c.code = product()
 			v.do(&c)
+			c.most = 4000000
 			r := explore(&c)
 			if r.broken == "" {
 				t.Fatalf("not caught: %v", r)
 			}
 			t.Logf("%s after %d steps, %v", r.broken, len(r.trace), r)
-			if v.want != r.broken {
+			if v.want != "" && v.want != r.broken {
 				t.Errorf("caught as %q, want %q", r.broken, v.want)
 			}
 			for i, l := range r.trace {

@@ -42,7 +42,6 @@ const (
 	doSettle
 	doReopen
 	doRaise
-	doDrop // data actions follow
 	doWrite
 	doAccept
 	doComplete
@@ -110,6 +109,9 @@ func (b *bench) expand(w *world) {
 
 // try hands out the state that f makes of w, unless it is the same.
 func (b *bench) try(w *world, a action, f func(n *world) bool) {
+	if b.c.never[a.k] {
+		return
+	}
 	b.next = *w
 	if f(&b.next) {
 		b.canon(&b.next)
@@ -143,7 +145,7 @@ func (b *bench) memberSteps(w *world, m int) {
 		b.starts(w, m)
 		return
 	}
-	if int(w.crashes) < c.crashes {
+	if int(w.crashes) < c.crashes && (c.crashing == 0 || c.crashing.Has(cluster.MemberNo(m))) {
 		b.try(w, action{k: doCrash, a: u}, func(n *world) bool {
 			y := &n.m[m]
 			*y = member{inc: y.inc, boot: y.boot, gate: y.gate, at: noIndex, joinAt: noIndex, data: b.survive(w, m)}
@@ -307,7 +309,9 @@ func (b *bench) holderSteps(w *world, m int) {
 	if !x.renews() {
 		return
 	}
-	b.try(w, action{k: doDaemon, a: u}, func(n *world) bool { b.daemon(n, m); return true })
+	if !c.timeless {
+		b.try(w, action{k: doDaemon, a: u}, func(n *world) bool { b.daemon(n, m); return true })
+	}
 	b.try(w, action{k: doFence, a: u}, func(n *world) bool { b.end(n, m); return true })
 	if c.code.ttlAlone && x.ttl < 3 {
 		b.try(w, action{k: doRaise, a: u, b: 3}, func(n *world) bool { n.m[m].ttl = 3; return true })
@@ -358,7 +362,7 @@ func (b *bench) bumpSteps(w *world, m int) {
 		return
 	}
 	for _, ttl := range c.bumpTTLs {
-		if ttl < x.ttl {
+		if ttl < x.ttl && !c.lowerBumps {
 			continue
 		}
 		b.try(w, action{k: doBump, a: u, b: ttl}, func(n *world) bool {

@@ -196,7 +196,10 @@ func (b *bench) loadHolder(w *world, m int) *lease.Holder {
 	x := &w.m[m]
 	b.acks = b.acks[:0]
 	for v := 1; v <= b.c.members; v++ {
-		if x.acks[v] != 0 {
+		switch {
+		case b.c.timeless && v != m:
+			b.acks = append(b.acks, lease.Ack{Voter: cluster.MemberNo(v), Until: now.Add(time.Duration(x.ttl) * tick)})
+		case x.acks[v] != 0:
 			b.acks = append(b.acks, lease.Ack{Voter: cluster.MemberNo(v), Until: x.acks[v].at()})
 		}
 	}

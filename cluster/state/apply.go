@@ -219,6 +219,9 @@ func (s *State) join(index uint64, c *Command) Outcome {
 		return o
 	}
 	m.Version = c.Join.Version
+	for i := range s.Services {
+		s.Services[i].Lock.FirstBoot(m.No, c.Join.Boot)
+	}
 	s.event(index, c, "member-up", m.Name, "info", m.Name+" started")
 	return o
 }

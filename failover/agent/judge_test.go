@@ -181,14 +181,15 @@ func TestHealthyDecidesHowManyMustSucceed(t *testing.T) {
 		{"all", "active", ok, ok, ok, true, false},
 		{"all", "active", ok, ok, Status{}, false, false},
 		{"all", "active", ok, ok, failing, true, false},
-		{"all", "active", ok, ok, late, true, true},
+		{"all", "active", ok, ok, late, false, true},
 		{"all", "active", ok, ok, never, false, true},
 		{"any", "active", ok, never, never, true, false},
 		{"any", "active", failing, never, never, true, false},
 		{"any", "active", never, never, never, false, true},
 		{"any", "active", Status{}, never, never, false, false},
 		{"2", "active", ok, ok, never, true, false},
-		{"2", "active", ok, late, never, true, true},
+		{"2", "active", ok, late, never, false, true},
+		{"2", "active", ok, late, ok, true, false},
 		{"9", "active", ok, ok, ok, true, false}, // no more than there are
 		{"9", "active", ok, ok, never, false, true},
 		{"", "active", ok, ok, never, false, true},
@@ -205,6 +206,9 @@ func TestHealthyDecidesHowManyMustSucceed(t *testing.T) {
 			t.Errorf("%+v: ready = %v", c, got)
 		}
 		failed, why := Failed(st, specs, c.healthy, c.role)
+		if failed && Ready(st, specs, c.healthy, c.role) {
+			t.Errorf("%+v: both ready and failed", c)
+		}
 		if failed != c.failed || failed != (why != "") {
 			t.Errorf("%+v: failed = %v, %q", c, failed, why)
 		}

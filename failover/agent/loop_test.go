@@ -193,6 +193,19 @@ func TestANewLifeMakesAFailedCheckUnknownAndForgetsTheRunUnderWay(t *testing.T) 
 	})
 }
 
+func TestAResultThatComesBeforeAChangeOfLifeIsNoticedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench()
+		b.answer = func(at time.Duration) bool { return at < 4*time.Second }
+		b.takes = 70 * ms
+		b.until(t, 4130*ms, []cluster.CheckSpec{spec3()}, map[time.Duration]func(){
+			4060 * ms: func() { b.set("active", 1) }, // the run of 4s fails at 4.07s, the next look is at 4.1s
+		})
+		b.wantRuns(t, 0, 1000*ms, 2000*ms, 3000*ms, 4000*ms, 4070*ms)
+		b.wantNews(t, "70ms ok", "4.07s unknown")
+	})
+}
+
 func TestForIsKeptBetweenTwoRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := newBench(), spec3()

@@ -180,6 +180,8 @@ func TestHTTPJudgesByTheStatus(t *testing.T) {
 			t.Errorf("%s: the output %q would harm a terminal", c.path, r.Output)
 		}
 	}
+	_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
+	wantResult(t, once(t, "http", "http://0.0.0.0:"+port+"/empty", time.Second), true, "204") // no proxy is used for loopback addresses anyway
 	if elsewhere.Load() != 0 {
 		t.Error("a redirect to another host was followed")
 	}

@@ -10,14 +10,14 @@ import (
 )
 
 // Ready says whether a service has become ready by its checks: each check of specs that runs in role has succeeded once
-// (healthy = "all"), or one ("any"), or N of them have. Without checks in that role it is ready. st holds the last Status
-// of each check by its name; one that is missing has not run yet.
+// and is not failed now (healthy = "all"), or one of them ("any"), or N. Without checks in that role it is ready. st holds
+// the last Status of each check by its name; one that is missing has not run yet. Ready and Failed are never both true.
 func Ready(st map[string]Status, specs []cluster.CheckSpec, healthy, role string) bool {
 	good, all := 0, 0
 	for i := range specs {
 		if slices.Contains(specs[i].From, role) {
 			all++
-			if st[specs[i].Name].LastOK != 0 {
+			if s := st[specs[i].Name]; s.LastOK != 0 && s.State != StateFailed {
 				good++
 			}
 		}

@@ -31,7 +31,7 @@ func (u Unit) Text() string {
 	p("StartLimitIntervalSec=0")
 	p("")
 	p("[Service]")
-	p("Type=notify")
+	p("Type=exec")
 	p("ExecStart=%s", strings.Join(quoted(u.Exec), " "))
 	p("Restart=always")
 	p("RestartSec=1")
@@ -41,7 +41,6 @@ func (u Unit) Text() string {
 	p("LimitRTPRIO=20")
 	p("LimitMEMLOCK=infinity")
 	p("LimitNOFILE=65536")
-	p("NotifyAccess=main")
 	if u.Node {
 		p("Delegate=yes")
 		p("KillMode=process")

@@ -47,6 +47,7 @@ type Core struct {
 	joining  bool
 	peers    [cluster.MaxMembers + 1]peer
 	svcs     []*service // in order of ServiceNo
+	gone     []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
@@ -62,6 +63,7 @@ type Core struct {
 	proposals map[uint64]func(*Core, state.Outcome, error)
 	lastProp  uint64
 	out       []Action
+	viewed    plan.View // memory of view
 }
 
 // service is what the core keeps of one service.
@@ -86,9 +88,12 @@ type service struct {
 	report    plan.Report
 	gaveUp    string
 	gaveAt    cluster.Instant
+	nextLook  cluster.Instant // when to ask again whether to leave
+	facts     plan.Service    // memory of facts
 
 	// Leader side.
 	move     *move
+	closer   *lease.Coordinator // promises for an epoch that nobody follows, while voters change
 	released map[cluster.Epoch]Release
 	holding  bool
 	verdict  string // why nothing moves, as last decided
@@ -154,8 +159,11 @@ func (c *Core) refresh() {
 		s := &c.st.Services[i]
 		v := c.find(s.No)
 		if v == nil {
+			v = c.dig(s.No)
+		}
+		if v == nil {
 			v = &service{no: s.No, gen: s.Lock.Gen, restarts: s.Restarts, released: map[cluster.Epoch]Release{}}
-			v.voter.Started = c.started
+			v.voter.Started = c.now // whatever may have been acknowledged for it before
 			v.holder.Self = c.self
 		}
 		v.holder.Self = c.self
@@ -165,9 +173,28 @@ func (c *Core) refresh() {
 	for _, v := range c.svcs {
 		if c.st.Service(v.no) == nil {
 			c.end(v, "the service was removed from the spec", false)
+			v.move, v.order, v.releasing = nil, nil, nil
+			c.gone = append(c.gone, v)
+			if len(c.gone) > maxGone {
+				c.gone = c.gone[1:]
+			}
 		}
 	}
 	c.svcs = kept
+}
+
+// maxGone is more than the state keeps of them.
+const maxGone = 128
+
+// dig takes up again what is known of a deleted service.
+func (c *Core) dig(no cluster.ServiceNo) *service {
+	for i, v := range c.gone {
+		if v.no == no {
+			c.gone = append(c.gone[:i:i], c.gone[i+1:]...)
+			return v
+		}
+	}
+	return nil
 }
 
 func (c *Core) find(no cluster.ServiceNo) *service {
@@ -338,6 +365,15 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: e, Holder: c.self})
 	}
 	v.order, v.drained, v.deadline, v.releasing, v.gaveUp = nil, false, 0, nil, ""
+	if e <= v.voter.Closed {
+		// It was asked for its promise before it heard of its Grant, and gave it.
+		v.holder.Fence()
+		v.closing = true
+		v.closeOf = e
+		v.releasing = &Release{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Why: "the epoch was promised away before its Grant was heard of"}
+		c.do(Close{Service: v.no, Epoch: e, Why: v.releasing.Why})
+		return
+	}
 	v.closing, v.unstuck = false, 0
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now

@@ -132,7 +132,16 @@ func (c *Core) closeAll(why string) {
 // onShut sends the Release that waited for everything to be shut.
 func (c *Core) onShut(e Shut) {
 	v := c.find(e.Service)
-	if v == nil || !v.closing || e.Epoch != v.closeOf {
+	if v == nil {
+		for _, g := range c.gone {
+			if g.no == e.Service && e.Err == nil && e.Epoch == g.closeOf && g.closing {
+				g.closing = false
+				g.holder.Shut()
+			}
+		}
+		return
+	}
+	if !v.closing || e.Epoch != v.closeOf {
 		return
 	}
 	if e.Err != nil {
@@ -304,6 +313,9 @@ func (c *Core) tend(v *service) {
 	c.tendVoters(v)
 }
 
+// lookEvery is how often the active asks itself whether it should leave, beside the moment at which something fails.
+const lookEvery = 50 * time.Millisecond
+
 func (c *Core) tendOrder(v *service) {
 	if o := v.order; o != nil {
 		if s := c.rec(v); s != nil && s.Lock.Sticky {
@@ -328,6 +340,10 @@ func (c *Core) tendOrder(v *service) {
 		v.restarts = s.Restarts
 		c.do(Restart{Service: v.no, Why: "ordered"})
 	}
+	if c.now < v.nextLook {
+		return
+	}
+	v.nextLook = c.now.Add(lookEvery)
 	view := c.view()
 	a := plan.Active{GaveUp: v.gaveUp, Heard: map[cluster.MemberNo]time.Duration{}}
 	for n := range c.peers {
@@ -469,6 +485,7 @@ func (c *Core) onHealth(h Health) {
 	case h.Then != "stop":
 		v.gaveUp, v.gaveAt = h.GaveUp, c.now
 		if v.holder.Phase == lease.Serving {
+			v.nextLook = c.now
 			c.tendOrder(v)
 		}
 	}

@@ -14,9 +14,10 @@ import (
 
 const never = plan.Never
 
-// view is this moment as this member sees it.
+// view is this moment as this member sees it. It is good until the next call: it is made many times a second, and its memory is used again.
 func (c *Core) view() *plan.View {
-	v := &plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3}
+	v := &c.viewed
+	*v = plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3, Members: v.Members[:0]}
 	if s := c.st.Compiled(); s != nil {
 		v.Damping = s.MaxFailovers
 	}
@@ -39,11 +40,16 @@ func (c *Core) spec(v *service) *cluster.ServiceSpec {
 	return all.Service(s.Name)
 }
 
-// facts is everything that is known of one service.
+// facts is everything that is known of one service; good until the next call for this service.
 func (c *Core) facts(v *service) *plan.Service {
 	s := c.rec(v)
-	out := &plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
-		HeldWhy: s.HeldWhy, Reports: map[cluster.MemberNo]plan.Report{}}
+	out := &v.facts
+	if out.Reports == nil {
+		out.Reports = map[cluster.MemberNo]plan.Report{}
+	}
+	clear(out.Reports)
+	*out = plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
+		HeldWhy: s.HeldWhy, Reports: out.Reports}
 	within := 10 * time.Minute
 	if all := c.st.Compiled(); all != nil {
 		within = all.FailoversWithin
@@ -84,7 +90,7 @@ func (c *Core) lead() {
 		for _, v := range c.svcs {
 			c.decide(view, v)
 		}
-		c.settle()
+		c.settle(view)
 		c.standAside(view)
 	}
 	for _, v := range c.svcs {
@@ -159,6 +165,13 @@ func (c *Core) collect(v *service) {
 
 func (c *Core) onPromise(from cluster.MemberNo, p *Promise) {
 	v := c.find(p.Service)
+	if v != nil && v.closer != nil && v.closer.Epoch == p.Epoch {
+		if p.Yes {
+			v.closer.Promises = append(without(v.closer.Promises, from), lock.Promise{Node: from, Inc: p.Inc})
+		} else {
+			v.closer.Later(c.now, from, p.Epoch, p.In)
+		}
+	}
 	if v == nil || v.move == nil || v.move.prop || v.move.coord.Epoch != p.Epoch {
 		return
 	}
@@ -300,16 +313,48 @@ func (c *Core) hearers(n cluster.MemberNo) string {
 
 func (c *Core) dropMoves() {
 	for _, v := range c.svcs {
-		v.move, v.holding, v.verdict = nil, false, ""
+		v.move, v.closer, v.holding, v.verdict = nil, nil, false, ""
 	}
 	c.settling = false
 }
 
+// closeEpoch collects promises for the epoch of a holder that is over and will not be followed by another one (its service is stopped, held or paused):
+// nobody else can say that it does not count under an older voter set.
+func (c *Core) closeEpoch(view *plan.View, v *service) {
+	l := &c.rec(v).Lock
+	over := c.st.Group.Admission(l.Holder.Node).Inc != l.Holder.Inc
+	if l.Holder.Node == 0 || l.Confirmed >= c.st.Group.C() || v.move != nil || !(over || view.Silent(l.Holder.Node)) {
+		v.closer = nil
+		return
+	}
+	ask := c.st.Group.Voters()
+	if over {
+		ask = ask.With(l.Holder.Node)
+	} else {
+		ask = ask.Without(l.Holder.Node)
+	}
+	if v.closer == nil || v.closer.Epoch != l.Epoch {
+		b := lease.Begin(c.now, l.Epoch, lock.Holder{}, 0, ask)
+		v.closer = &b
+	}
+	v.closer.Ask(c.now, ask)
+	for _, n := range v.closer.Due(c.now, 5*c.cfg.Retry) {
+		if n != c.self {
+			c.do(Send{n, &PromiseReq{Service: v.no, Epoch: l.Epoch}})
+		} else if p := c.promise(v, l.Epoch); p != nil {
+			c.onPromise(c.self, p)
+		}
+	}
+}
+
 // settle ends the joint phase of a change of voters as soon as it may end.
-func (c *Core) settle() {
+func (c *Core) settle(view *plan.View) {
 	sets := c.st.Group.Sets
 	if len(sets) < 2 || c.settling {
 		return
+	}
+	for _, v := range c.svcs {
+		c.closeEpoch(view, v)
 	}
 	cmd := &state.Settle{C: c.st.Group.C()}
 	var services []*lock.Service
@@ -317,8 +362,17 @@ func (c *Core) settle() {
 	for _, v := range c.svcs {
 		s := c.rec(v)
 		services = append(services, &s.Lock)
-		if r, ok := v.released[s.Lock.Epoch]; ok {
-			p := []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
+		var p []lock.Promise
+		if r, ok := v.released[s.Lock.Epoch]; ok && r.Inc == c.st.Group.Admission(s.Lock.Holder.Node).Inc {
+			p = []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
+		} else if v.closer != nil && v.closer.Epoch == s.Lock.Epoch {
+			for _, q := range v.closer.Promises {
+				if c.st.Group.Admission(q.Node).Inc == q.Inc {
+					p = append(p, q)
+				}
+			}
+		}
+		if len(p) > 0 {
 			closed[&s.Lock] = p
 			cmd.Closed = append(cmd.Closed, state.Closed{Service: v.no, Epoch: s.Lock.Epoch, Promises: p})
 		}

@@ -237,15 +237,13 @@ func (c *Core) onPromiseReq(from cluster.MemberNo, r *PromiseReq) {
 func (c *Core) promise(v *service, e cluster.Epoch) *Promise {
 	s := c.rec(v)
 	own := s.Lock.Holder.Node == c.self && s.Lock.Epoch == e
-	if v.holder.Epoch == e && (v.holder.Renews() || v.closing) {
-		// The holder stops first; its Release, sent when all is shut, is its promise.
+	if v.holder.Epoch <= e && (v.holder.Renews() || v.closing || v.holder.Phase == lease.Fenced) {
+		// The holder stops first; its Release, sent when all is shut, is its promise. That holds as well for a later epoch than the one that
+		// it serves: its word counts as that of the holder, whatever of the log it has not seen yet.
 		if v.holder.Renews() {
 			c.end(v, "another member asked for its epoch", false)
 		}
 		return nil
-	}
-	if v.holder.Epoch == e && v.holder.Phase == lease.Fenced {
-		return nil // it could not be made sure that all is shut
 	}
 	a := v.voter.Promise(c.now, e, own, c.known(v))
 	if a.Mute {

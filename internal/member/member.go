@@ -319,9 +319,14 @@ func (m *Member) onState(s raft.State) {
 			default:
 				m.led = now // that it leads is told when it has caught up
 			}
-			m.loop.step(core.Leadership{ServerID: m.led.Leader, Mine: m.led.Mine})
+			m.tellLeader()
 		}, false)
 	}()
+}
+
+// tellLeader tells the core who leads, by the name that Raft knows: the core finds the member when the log names it. Only on the loop.
+func (m *Member) tellLeader() {
+	m.loop.step(core.Leadership{ServerID: m.led.Leader, Mine: m.led.Mine})
 }
 
 func (m *Member) onAlarm(a raft.Alarm) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/raft"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/netid/vip"
 )
@@ -46,6 +47,7 @@ func (n *Node) raise(code, object, severity, text, remedy string) {
 		n.alarms.all = map[[2]string]alarm{}
 	}
 	n.alarms.all[k] = a
+	n.alerts.Raise(notify.Alarm{Code: code, Object: object, Severity: severity, Text: text, Remedy: remedy, Since: a.Since})
 }
 
 // clear ends an alarm.
@@ -56,6 +58,7 @@ func (n *Node) clear(code, object string) {
 	if _, have := n.alarms.all[k]; have {
 		n.log.Info("alarm over", "alarm", code, "object", object)
 		delete(n.alarms.all, k)
+		n.alerts.Clear(code, object)
 	}
 }
 
@@ -67,6 +70,7 @@ func (n *Node) standing() []alarm {
 	for k, a := range n.alarms.all {
 		if a.Code == duplicate && time.Since(a.Last) > duplicateLasts {
 			delete(n.alarms.all, k)
+			n.alerts.Clear(a.Code, a.Object)
 			continue
 		}
 		out = append(out, a)

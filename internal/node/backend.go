@@ -42,10 +42,22 @@ func (b backend) Status(_ context.Context, q api.StatusQuery) (*api.Status, erro
 	for i := range st.Services {
 		b.localService(&st.Services[i])
 	}
-	for _, a := range b.n.standing() {
-		st.Alarms = append(st.Alarms, api.Alarm{Code: a.Code, Severity: a.Severity, Object: a.Object, Since: api.At(a.Since), Text: a.Text, Remedy: a.Remedy})
-	}
+	b.alarms(st)
 	return st, nil
+}
+
+func (b backend) alarms(st *api.Status) {
+	var acks []state.AlarmAck
+	_ = b.n.m.On(func(c *core.Core) { acks = append(acks, c.State().Acks...) })
+	for _, a := range b.n.standing() {
+		out := api.Alarm{Code: a.Code, Severity: a.Severity, Object: a.Object, Since: api.At(a.Since), Text: a.Text, Remedy: a.Remedy}
+		for _, k := range acks {
+			if k.Code == a.Code && (k.Object == "" || k.Object == a.Object) && k.At >= a.Since.UnixMilli() {
+				out.AckedBy = k.Who
+			}
+		}
+		st.Alarms = append(st.Alarms, out)
+	}
 }
 
 // status runs on the loop.

@@ -23,7 +23,7 @@ import (
 // limits is what this version reads in a spec but cannot run.
 var limits = func() []spec.Limit {
 	const later = "leave it out: this version does not run it yet"
-	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "hook", Why: later}, {Block: "alert", Why: later},
+	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "hook", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
 		{Block: "service", Key: "run", Value: "everywhere", Why: later}, {Block: "service", Key: "fence", Why: later}}
 	for _, kind := range []string{"postgres", "mysql", "dns", "smtp", "rpc", "ping", "systemd", "ocf", "heartbeat"} {
 		l = append(l, spec.Limit{Block: "check", Key: kind, Why: "use tcp, http or exec"})

@@ -1,21 +1,48 @@
 package node
 
 import (
+	"context"
 	"sort"
+	"time"
 
 	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
 	"github.com/hanode/hanode/internal/api"
 )
 
-// onCheck takes a check's change of state. Checks condemn only after the service has been ready once in this tenure, or after the
-// processes' start_timeout.
+// onCheck takes a check's change of state.
 func (s *service) onCheck(c agent.Status) {
+	s.w.log.Info("check", "service", s.name, "check", c.Name, "state", string(c.State), "output", c.Output)
 	s.mu.Lock()
 	if s.checks == nil {
 		s.checks = map[string]agent.Status{}
 	}
 	s.checks[c.Name] = c
+	s.mu.Unlock()
+	s.judge("check " + c.Name + " " + string(c.State))
+}
+
+// judgeEvery is how often the checks are judged even if none has changed: the time to become ready may have ended meanwhile.
+const judgeEvery = 500 * time.Millisecond
+
+// keepJudging judges from time to time, until ctx ends.
+func (s *service) keepJudging(ctx context.Context) {
+	t := time.NewTicker(judgeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			s.judge("checks ok")
+		}
+	}
+}
+
+// judge decides what the checks say of the service. They condemn only after it has been ready once in this tenure, or after the
+// processes' start_timeout.
+func (s *service) judge(news string) {
+	s.mu.Lock()
 	all := map[string]agent.Status{}
 	for k, v := range s.checks {
 		all[k] = v
@@ -24,18 +51,38 @@ func (s *service) onCheck(c agent.Status) {
 	ready := agent.Ready(all, specs, healthy, s.role())
 	failed, why := agent.Failed(all, specs, healthy, s.role())
 	judging := s.readyAt != 0 || s.pastStart()
+	ill := s.health.unhealthy != ""
 	s.mu.Unlock()
-	s.w.log.Info("check", "service", s.name, "check", c.Name, "state", string(c.State), "output", c.Output)
+	active := s.active.Load()
 	switch {
-	case ready && s.active.Load():
-		s.ready("check " + c.Name + " " + string(c.State))
+	case ready && active:
+		s.ready(news)
 		s.wellAgain()
 		s.flush("")
-	case failed && judging && s.active.Load():
-		s.failed(why, s.spec.OnFailure.Then)
 	case ready:
 		s.wellAgain()
+	case failed && judging && active && !ill:
+		s.condemned(why, s.after(all))
 	}
+}
+
+// after is what is to follow on the failure: what the failed check itself says, else what the service says.
+func (s *service) after(all map[string]agent.Status) string {
+	for i := range s.spec.Checks {
+		c := &s.spec.Checks[i]
+		if c.OnFailure != nil && all[c.Name].State == agent.StateFailed {
+			return c.OnFailure.Then
+		}
+	}
+	return s.spec.OnFailure.Then
+}
+
+// condemned notes that checks have failed for good.
+func (s *service) condemned(why, then string) {
+	s.mu.Lock()
+	s.health.byCheck = true
+	s.mu.Unlock()
+	s.failed(why, then)
 }
 
 // pastStart says whether the processes have had their time to become ready. Called with mu held.

@@ -134,6 +134,9 @@ func (n *Node) announce() {
 
 // Applied follows the log.
 func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
+	if a := cmd.AckAlarm; a != nil && o.Err() == nil {
+		n.alerts.Ack(a.Code, a.Object)
+	}
 	n.news.applied(index)
 }
 

@@ -20,7 +20,9 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/failover/supervise/launch"
 	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/guard"
@@ -62,6 +64,7 @@ type Node struct {
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
 	alarms alarms
+	alerts *notify.Notifier // tells people of them
 	orders orders
 	news   news
 
@@ -76,6 +79,7 @@ func New(cfg Config) (_ *Node, err error) {
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
 	n.news.init()
 	n.orders.init()
+	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -159,6 +163,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.announcer(gctx) })
 	g.Go(func() error { return n.serveAPI(gctx) })
 	g.Go(func() error { return n.saveStatus(gctx) })
+	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {
 		select {
@@ -187,6 +192,15 @@ func (n *Node) hopeless() { n.stop() }
 
 // sever destroys the sockets on addresses that this node no longer serves.
 func (n *Node) sever(addrs []netip.Addr) (int, error) { return gate.DestroySockets(addrs) }
+
+// runAlert runs the program of an alert, without what the daemon is.
+func runAlert(ctx context.Context, argv, env []string, in []byte) error {
+	r, err := launch.Run(ctx, launch.Program{Argv: argv, Env: append(launch.BaseEnv("", ""), env...), Input: in}, 4096)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("exit status %d: %s", r.Code, r.FirstLine(256))
+	}
+	return err
+}
 
 // handOverTime bounds how long the end of the daemon waits for its services to be active elsewhere.
 const handOverTime = 15 * time.Second

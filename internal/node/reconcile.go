@@ -26,6 +26,9 @@ func (n *Node) reconcile(ctx context.Context) error {
 		err := n.m.On(func(c *core.Core) {
 			joined = c.Joined()
 			st := c.State()
+			if spec := st.Compiled(); spec != nil {
+				n.alerts.SetSpec(spec)
+			}
 			for i := range st.Services {
 				s := &st.Services[i]
 				if spec := st.Compiled().Service(s.Name); spec != nil && s.Lock.Eligible.Has(c.Self()) {
@@ -201,7 +204,9 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 	if len(s.spec.Checks) == 0 {
 		return
 	}
-	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Group: s.group}, s.onCheck)
+	go s.keepJudging(ctx)
+	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Group: s.group,
+		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {
 		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")
 	}

@@ -67,8 +67,9 @@ type service struct {
 	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
 	epoch   atomic.Uint64 // of the present tenure here; 0: none
 	active  atomic.Bool
-	since   atomic.Int64 // of the last Begin: time since the zero of the time line
-	granted atomic.Int64 // of the last Begin: when it came
+	since   atomic.Int64  // of the last Begin: time since the zero of the time line
+	granted atomic.Int64  // of the last Begin: when it came
+	life    atomic.Uint64 // counts the starts of the processes, for the checks
 
 	mu       sync.Mutex
 	health   healthState
@@ -195,6 +196,7 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 func (s *service) begin(o orderOpen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.life.Add(1)
 	s.openedAt, s.readyAt, s.steps = o.at, 0, nil
 	s.zero = o.at.Add(-o.since)
 	s.health = healthState{up: s.health.up && s.spec.Hot()}
@@ -369,8 +371,9 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 		s.failed("stop for a restart: "+err.Error(), s.spec.OnFailure.Then)
 		return
 	}
+	s.life.Add(1)
 	s.mu.Lock()
-	s.health = healthState{}
+	s.health, s.checks, s.readyAt, s.openedAt = healthState{}, nil, 0, s.w.now()
 	s.mu.Unlock()
 	if err := s.procs.Start(ctx, role, cluster.Epoch(s.epoch.Load())); err != nil {
 		s.failed("start again: "+err.Error(), s.spec.OnFailure.Then)

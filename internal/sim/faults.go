@@ -39,7 +39,7 @@ func (w *world) fault() {
 	w.res.Faults++
 	h, o := w.pick(), w.pick()
 	d := w.span()
-	switch w.rng.IntN(16) {
+	switch w.rng.IntN(17) {
 	case 0, 1:
 		w.log(h, "FAULT: cut from %s for %v", o.name, d)
 		w.cut(h, o, d)
@@ -81,6 +81,26 @@ func (w *world) fault() {
 		w.witnessAway(d)
 	case 15:
 		w.fails(h)
+	case 16: // the nodes lose each other, and then the witnesses forget
+		w.log(nil, "FAULT: the nodes are cut from each other for %v", d)
+		for _, x := range w.hosts {
+			if x.gone {
+				continue
+			}
+			if x.role == cluster.RoleWitness {
+				w.after(w.between(0, d+1), func() {
+					if !w.healed {
+						w.crash(x, w.between(5*time.Millisecond, 200*time.Millisecond), false)
+					}
+				})
+				continue
+			}
+			for _, y := range w.hosts {
+				if y.role == cluster.RoleNode {
+					w.cut(x, y, d)
+				}
+			}
+		}
 	}
 }
 
@@ -283,7 +303,7 @@ func (w *world) mend() {
 		want := func(word string) {
 			w.order(h, &state.Command{Who: "operator", Desired: &state.Desired{Service: s.Name, Want: word}})
 		}
-		if s.Stopped {
+		if s.Stopped && w.o.Seed%2 == 0 { // in every other run it stays stopped
 			want("run")
 		}
 		if s.PausedUntil != 0 {

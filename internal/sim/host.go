@@ -28,15 +28,16 @@ type host struct {
 	boot    cluster.BootID
 	wallOff int64 // ms
 
-	up     bool
-	gone   bool // no longer one of the group
-	paused bool
-	life   uint32
-	inc    cluster.Incarnation
-	core   *core.Core
-	raft   part
-	snap   []byte // on disk
-	snapAt int
+	up      bool
+	gone    bool // no longer one of the group
+	paused  bool
+	life    uint32
+	started int64
+	inc     cluster.Incarnation
+	core    *core.Core
+	raft    part
+	snap    []byte // on disk
+	snapAt  int
 
 	tickAt    int64
 	inbox     []event
@@ -49,7 +50,7 @@ type host struct {
 	orders    map[uint64]string
 	slow      time.Duration // of the local machine
 	pauses    int
-	seenInc   []cluster.Incarnation
+	seenInc   []cluster.Incarnation // admitted so far, by member
 }
 
 // gate is the kernel's gate and the processes of one service on one host.
@@ -134,11 +135,8 @@ func (h *host) start() {
 	}
 	h.inbox, h.deferred, h.rest, h.tickAt, h.proposals = nil, nil, nil, 0, 0
 	h.orders = map[uint64]string{}
-	now := h.now()
-	if w.o.Plant == "restart-does-not-wait" {
-		now = now.Add(-10 * time.Second)
-	}
-	h.core = core.New(core.Config{ID: h.id, Role: h.role, Inc: h.inc, Boot: h.boot, Version: "sim"}, now, new(state.State))
+	h.started = w.t
+	h.core = core.New(core.Config{ID: h.id, Role: h.role, Inc: h.inc, Boot: h.boot, Version: "sim"}, h.now(), new(state.State))
 	h.raft = part{leader: -1, term: h.raft.term, contact: w.t, timeout: w.between(raftT, 2*raftT), stored: h.raft.stored}
 	if h.snap != nil {
 		st, err := state.Restore(h.snap)
@@ -461,8 +459,10 @@ func (h *host) close(a core.Close) {
 	}
 	d = g.orderly(w.t, d)
 	var err error
+	kill := time.Duration(0)
 	if w.chance(12) {
 		err = errLocal
+		kill = g.orderly(w.t, w.between(time.Millisecond, 2*time.Second)) - d // what could not be stopped is killed
 	}
 	e := g.epoch
 	h.later(d, func() {
@@ -473,7 +473,7 @@ func (h *host) close(a core.Close) {
 			}
 		} else {
 			g.failed = true
-			h.later(g.orderly(w.t, w.between(time.Millisecond, 2*time.Second)), func() { // what could not be stopped is killed
+			h.later(kill, func() {
 				g.failed = false
 				if g.epoch == e && !g.open {
 					shut()

@@ -271,7 +271,7 @@ func (w *world) force(h *host, s *state.Service) {
 	var to lock.Holder
 	for _, n := range l.Eligible.List() {
 		c := lock.Holder{Node: n, Inc: st.Group.Admission(n).Inc}
-		if l.MayHold(&st.Group, c) == lock.Accepted {
+		if l.MayHold(&st.Group, c) == lock.Accepted && (!l.Sticky || n == l.Holder.Node) {
 			return
 		}
 		if w.hosts[n-1].core.Joined() {

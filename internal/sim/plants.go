@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"time"
+
 	"github.com/hanode/hanode/internal/core"
 )
 
@@ -30,6 +32,10 @@ func (h *host) plantedAnswer(from int, f core.Frame) {
 			return
 		}
 		switch w.o.Plant {
+		case "restart-does-not-wait":
+			if h.inc > 1 && w.t-h.started < int64(2*time.Second) {
+				w.send(h, from, &core.Promise{Service: f.Service, Epoch: f.Epoch, Inc: h.inc, Yes: true})
+			}
 		case "promise-at-once":
 			w.send(h, from, &core.Promise{Service: f.Service, Epoch: f.Epoch, Inc: h.inc, Yes: true})
 		case "grant-without-promises":

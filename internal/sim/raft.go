@@ -66,7 +66,13 @@ func (w *world) raftLoop() {
 	w.after(raftTick, w.raftLoop)
 }
 
-func (w *world) alike(a, b *host) bool { return b.up && !b.paused && w.conn(a.i, b.i) }
+// alike says whether a reaches b, which runs. A member that either knows to be removed is not let in any more.
+func (w *world) alike(a, b *host) bool {
+	if !b.up || b.paused || !w.conn(a.i, b.i) {
+		return false
+	}
+	return len(w.specs.adding) == 0 || !(a.up && a.removed(b)) && !b.removed(a)
+}
 
 func (w *world) majority(n int) bool { return n > len(w.raft.voters)/2 }
 
@@ -465,5 +471,5 @@ func (w *world) arrive(p *proposal, l *host, life uint32, until int64, again fun
 // removed says whether this member has applied the removal of another one.
 func (h *host) removed(o *host) bool {
 	m := h.core.State().Member(no(o.i))
-	return m == nil || m.Removed
+	return m != nil && m.Removed
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,6 +73,7 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	n := seeds(t, 5000)
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
 	began := time.Now()
 	var mu sync.Mutex
 	var sum Result
@@ -117,5 +119,46 @@ func TestTheSameSeedGivesTheSameEvents(t *testing.T) {
 		if a.Hash != b.Hash || a.Events != b.Events {
 			t.Errorf("seed %d: %d events with hash %016x, and %d with hash %016x", seed, a.Events, a.Hash, b.Events, b.Hash)
 		}
+	}
+}
+
+// Each planted bug must be found within the seeds of the ordinary run; how many it took is printed.
+func TestThePlantedBugsAreCaught(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
+	for _, plant := range Plants() {
+		t.Run(plant, func(t *testing.T) {
+			var mu sync.Mutex
+			caught, tried := Result{}, 0
+			each(1, seeds(t, 5000), func(seed uint64) bool {
+				r := Run(Options{Seed: seed, Plant: plant, Calm: time.Millisecond})
+				mu.Lock()
+				defer mu.Unlock()
+				tried++
+				if r.Err != nil && strings.Contains(r.Err.Error(), "I1") && (caught.Err == nil || seed < caught.Seed) {
+					caught = r
+				}
+				return caught.Err != nil
+			})
+			if caught.Err == nil {
+				t.Fatalf("%d seeds did not find it", tried)
+			}
+			t.Logf("seed %d, after %d seeds: %v", caught.Seed, tried, firstLine(caught.Err))
+		})
+	}
+}
+
+// With clocks that run wrong by more than the protocol assumes, two members are active: the simulator sees what the assumption is for.
+func TestClocksBeyondTheAssumptionBreakTheLease(t *testing.T) {
+	found := false
+	each(1, seeds(t, 3000), func(seed uint64) bool {
+		r := Run(Options{Seed: seed, Drift: 120_000, Calm: time.Millisecond})
+		if r.Err != nil && strings.Contains(r.Err.Error(), "I1") {
+			found = true
+			return true
+		}
+		return false
+	})
+	if !found {
+		t.Error("no seed shows two actives with clocks that are wrong by 12 %")
 	}
 }

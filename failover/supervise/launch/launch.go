@@ -51,6 +51,7 @@ type Program struct {
 	Stay      bool          // stay where processes are born: killed with Cgroup, never frozen, started some milliseconds earlier
 	MemoryMax int64         // memory.max of Cgroup in bytes; 0: none
 
+	Input  []byte   // what it reads from its stdin; nil: /dev/null
 	Stdout *os.File // nil: /dev/null
 	Stderr *os.File
 	Files  []*os.File // descriptors 3, 4, ...
@@ -120,7 +121,15 @@ func Start(p Program) (*Running, error) {
 		return nil, fmt.Errorf("start %s: %w", p.Argv[0], err)
 	}
 	defer statusW.Close()
-	files = append(append([]*os.File{null, orNull(p.Stdout, null), orNull(p.Stderr, null)}, files...), statusW)
+	stdin := null
+	if p.Input != nil {
+		if stdin, err = inputFile(p.Input); err != nil {
+			status.Close()
+			return nil, fmt.Errorf("start %s: %w", p.Argv[0], err)
+		}
+		defer stdin.Close()
+	}
+	files = append(append([]*os.File{stdin, orNull(p.Stdout, null), orNull(p.Stderr, null)}, files...), statusW)
 	self := p.Self
 	if self == "" {
 		self = "/proc/self/exe"
@@ -147,6 +156,23 @@ func Start(p Program) (*Running, error) {
 		return nil, fmt.Errorf("start %s through %s: %w", p.Argv[0], self, err)
 	}
 	return &Running{Pid: process.Pid, process: process, status: status}, nil
+}
+
+// inputFile is a file in memory that holds b: unlike a pipe it needs nobody who writes while the program reads.
+func inputFile(b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("stdin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "stdin")
+	if _, err = f.Write(b); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func orNull(f, null *os.File) *os.File {
