@@ -312,6 +312,11 @@ func (c *Core) onGranted(g *Granted) {
 		c.granted(v, g.Epoch, g.TTL)
 		return
 	}
+	if v.order != nil && v.releasing != nil && g.Epoch > v.releasing.Epoch {
+		// The log may be long in saying so: its disk may be the reason for the move.
+		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: g.Epoch, Holder: g.To.Node})
+		v.order = nil
+	}
 	if v.holder.Saw(g.Epoch) {
 		c.end(v, "the next epoch was granted to "+c.st.MemberName(g.To.Node), true)
 	}
