@@ -53,7 +53,6 @@ type faults struct {
 	grantUnjoined       bool // the leader grants to a run whose Join is not committed
 	receiptTime         bool // counts from the receipt
 	confirmEarly        bool // confirms a voter set while its gates are open by the older one alone
-	confirmAsBump       bool // takes a Bump for a confirmation
 
 	// Data.
 	pendingSurvive   bool // pending operations survive deposition

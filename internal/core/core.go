@@ -42,11 +42,12 @@ type Core struct {
 	now     cluster.Instant
 	wall    int64
 
-	joined  bool // the log has admitted this run
-	joining bool
-	peers   [cluster.MaxMembers + 1]peer
-	svcs    []*service // in order of ServiceNo
-	gone    []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
+	joined   bool // the log has admitted this run
+	joinedAt cluster.Instant
+	joining  bool
+	peers    [cluster.MaxMembers + 1]peer
+	svcs     []*service // in order of ServiceNo
+	gone     []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
@@ -142,9 +143,15 @@ func (c *Core) take() []Action {
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
 	c.findLeader()
-	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
+	m := c.st.MemberByID(c.cfg.ID)
+	if m != nil {
 		c.self = m.No
+	}
+	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
+			if !c.joined {
+				c.joinedAt = c.now
+			}
 			c.joined = true
 		}
 	} else if m != nil {
@@ -238,6 +245,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 	}
 	c.refresh()
 	if o.Result == lock.Accepted {
+		if cmd.Nop == nil {
+			c.nextPlan = c.now
+		}
 		c.applied(cmd)
 	}
 	return o, c.take(), nil

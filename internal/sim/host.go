@@ -62,7 +62,8 @@ type gate struct {
 	until    int64           // real time until which something of it may still act
 	open     bool
 	closing  int           // orders to close that were not yet answered
-	failed   bool          // the last answer was that it could not be made sure
+	closeOf  cluster.Epoch // the epoch that the last order to close named
+	failed   bool          // its answer was that it could not be made sure
 	acked    cluster.Epoch // the newest epoch that a voter has acknowledged
 	busy     int64         // until when earlier orders to the processes take: one goroutine does them in order
 }
@@ -442,6 +443,7 @@ func (h *host) close(a core.Close) {
 		return // the plant keeps it open
 	}
 	g.closing++
+	g.failed, g.closeOf = false, a.Epoch
 	d := w.between(0, 5*time.Millisecond) + h.slow
 	if w.chance(5) {
 		d += w.between(0, 3*time.Second)
@@ -472,9 +474,11 @@ func (h *host) close(a core.Close) {
 				shut()
 			}
 		} else {
-			g.failed = true
+			g.failed = g.closeOf == a.Epoch
 			h.later(kill, func() {
-				g.failed = false
+				if g.closeOf == a.Epoch {
+					g.failed = false
+				}
 				if g.epoch == e && !g.open {
 					shut()
 				}
