@@ -60,7 +60,7 @@ func (c *Core) facts(v *service) *plan.Service {
 		}
 	}
 	own := v.report
-	own.Serving, own.Epoch = v.holder.Renews(), v.holder.Epoch
+	own.Serving, own.Epoch = c.tenure(v), v.holder.Epoch
 	out.Reports[c.self] = own
 	for i := range c.peers {
 		p := &c.peers[i]
