@@ -480,6 +480,10 @@ func (c *Core) desired(d *state.Desired) {
 	switch d.Want {
 	case "clear":
 		v.gaveUp, v.report.Unhealthy = "", false
+	case "run", "stop":
+		if !c.tenure(v) {
+			c.do(Standby{Service: v.no})
+		}
 	}
 }
 

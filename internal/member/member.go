@@ -96,6 +96,7 @@ type Member struct {
 	byName  map[string]cluster.NodeID // server id to node id, for those who dial
 
 	malformed atomic.Uint64
+	leaving   bool // this member was removed; only on the loop
 	leading   atomic.Bool
 	logTime   atomic.Int64
 	health    health
