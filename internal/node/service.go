@@ -227,10 +227,10 @@ func (s *service) flush(outcome string) {
 	s.mu.Lock()
 	d := state.Decision{Steps: s.steps, Outcome: outcome}
 	if s.openedAt != 0 {
-		d.OutageMs = s.openedAt.Sub(s.zero).Milliseconds()
+		d.OutageMs = max(1, s.openedAt.Sub(s.zero).Milliseconds()) // 0 means: not yet
 	}
 	if s.readyAt != 0 {
-		d.ReadyMs, d.Outcome = s.readyAt.Sub(s.zero).Milliseconds(), "done"
+		d.ReadyMs, d.Outcome = max(1, s.readyAt.Sub(s.zero).Milliseconds()), "done"
 	}
 	s.steps = nil
 	s.mu.Unlock()
