@@ -33,6 +33,21 @@ func Begin(now cluster.Instant, e cluster.Epoch, to lock.Holder, ttl time.Durati
 	return c
 }
 
+// Ask changes whom to ask: voters and their runs come and go while promises are collected.
+func (c *Coordinator) Ask(now cluster.Instant, ask cluster.MemberSet) {
+	kept := c.Asks[:0]
+	for _, a := range c.Asks {
+		if ask.Has(a.Voter) {
+			kept = append(kept, a)
+			ask = ask.Without(a.Voter)
+		}
+	}
+	c.Asks = kept
+	for _, v := range ask.List() {
+		c.Asks = append(c.Asks, Ask{v, now})
+	}
+}
+
 // Due returns the voters to be asked now, and asks them again after retry should no answer come.
 func (c *Coordinator) Due(now cluster.Instant, retry time.Duration) []cluster.MemberNo {
 	if c.Proposed {

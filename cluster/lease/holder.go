@@ -43,6 +43,9 @@ type Holder struct {
 	StickyAt cluster.Instant // the last refresh
 	Bumping  cluster.Epoch   // the epoch that an own Bump in flight is to end; 0: none
 	Sets     []lock.VoterSet
+	// Carried is the deadline that the voter sets gave before the last change of them. It still stands: until the holder confirms the
+	// new set, a Grant needs a majority of the old one too, and those voters wait it out.
+	Carried cluster.Instant
 }
 
 // Clone returns a copy that shares nothing with h.
@@ -80,13 +83,27 @@ func (h *Holder) Bumped(e cluster.Epoch, ttl time.Duration) (serving bool) {
 }
 
 // WantBump says whether a refusal that names highest calls for a Bump: a promise was made for the current epoch, no later epoch exists, and
-// the holder still serves.
+// the holder still serves. That goes for Sticky too: its end needs fresh acknowledgements, which nobody gives for an epoch that was promised away.
 func (h *Holder) WantBump(now cluster.Instant, highest cluster.Epoch) bool {
-	return highest == h.Epoch && h.Bumping == 0 && h.MayServe(now) && !h.Sticky
+	return highest == h.Epoch && h.Bumping == 0 && h.MayServe(now)
 }
 
-// SetVoters tells under which voter sets acknowledgements are counted from now on.
-func (h *Holder) SetVoters(sets []lock.VoterSet) { h.Sets = sets }
+// SetVoters tells under which voter sets acknowledgements are counted from now on. What the sets of before gave stands until its end.
+func (h *Holder) SetVoters(now cluster.Instant, sets []lock.VoterSet) {
+	if len(sets) == len(h.Sets) && (len(sets) == 0 || sets[len(sets)-1].C == h.Sets[len(h.Sets)-1].C) {
+		return
+	}
+	if h.Phase == Serving {
+		h.Carried = max(h.Carried, h.deadline(now))
+	}
+	h.Sets = sets
+}
+
+// MayConfirm says whether the acknowledgements under the present voter sets alone reach as far as what was carried over from older
+// ones: only then may the log be told that the holder counts by the present ones, because the older ones may be dropped upon that.
+func (h *Holder) MayConfirm(now cluster.Instant) bool {
+	return h.Phase == Serving && h.deadline(now) > max(now, h.Carried)
+}
 
 // Renews says whether the holder asks for its lease to be extended.
 func (h *Holder) Renews() bool { return h.Phase == Granted || h.Phase == Serving }
@@ -158,7 +175,7 @@ func (h *Holder) Deadline(now cluster.Instant) cluster.Instant {
 	if h.Phase != Serving {
 		return 0
 	}
-	d := h.deadline(now)
+	d := max(h.deadline(now), h.Carried)
 	if h.Sticky {
 		d = max(d, h.StickyAt.Add(h.TTL))
 	}

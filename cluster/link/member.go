@@ -89,6 +89,9 @@ func (p *member) pathBy(b uint8) (int, *path) {
 	return -1, nil
 }
 
+// inFlight is how long after the end of a process its last frames may still be read.
+const inFlight = 5 * time.Millisecond
+
 // admit decides whether a run of the member may talk to this process. A newer run replaces a silent one; while the old one
 // may still be alive, admit waits until it is heard again (the new one is a copy) or has been silent for long enough.
 func (p *member) admit(ctx context.Context, inc cluster.Incarnation, run RunID) error {
@@ -120,14 +123,14 @@ func (p *member) tryAdmit(asked cluster.Instant, inc cluster.Incarnation, run Ru
 		p.mu.Unlock()
 		return false, fmt.Errorf("%s, incarnation %d, after incarnation %d was seen: %w", p.name, inc, was, ErrSecondRun)
 	}
-	// The old run's process has ended if its sessions were closed and nothing came since; else it must have been silent
-	// for as long as makes a path count as down.
-	gone := p.ended != 0 && heard < p.ended
+	// The old run's process has ended if its sessions were closed and nothing came since (the kernel does that at once); else
+	// it must have been silent for longer than a stall lasts.
+	gone := p.ended != 0 && heard < p.ended.Add(inFlight) && now > p.ended.Add(inFlight)
 	if heard > asked && !gone {
 		p.mu.Unlock()
 		return false, fmt.Errorf("%s, incarnation %d, while incarnation %d is heard: %w", p.name, inc, p.inc, ErrSecondRun)
 	}
-	if !gone && heard != 0 && now.Sub(heard) < p.m.downAfter() {
+	if !gone && heard != 0 && now.Sub(heard) < p.m.runSilence() {
 		p.mu.Unlock()
 		return false, nil
 	}

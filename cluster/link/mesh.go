@@ -90,6 +90,12 @@ func (m *Mesh) downAfter() time.Duration {
 	return max(4*time.Duration(m.beat.Load()), 100*time.Millisecond)
 }
 
+// runSilence is how long a run must be silent before another may take its place, if its end was not seen. It is below
+// Limits.HandshakeTimeout, so that the new run's first connection waits for it.
+func (m *Mesh) runSilence() time.Duration {
+	return min(max(10*time.Duration(m.beat.Load()), time.Second), m.e.limits.HandshakeTimeout*4/5)
+}
+
 // SetPeers makes the list of the other members what it is; an entry for this member itself is ignored. Members that are no
 // longer in it lose their keys and connections at once. Keys for new ones are made at once.
 func (m *Mesh) SetPeers(peers []Peer) {
@@ -179,10 +185,12 @@ func (m *Mesh) Close() {
 	}
 }
 
-// tick judges the paths, fills gaps and starts keying where it is due.
-func (m *Mesh) tick(now cluster.Instant) {
+// tick judges the paths unless this process was late itself, fills gaps and starts keying where it is due.
+func (m *Mesh) tick(now cluster.Instant, judge bool) {
 	for _, p := range *m.members.Load() {
-		p.judge(now)
+		if judge {
+			p.judge(now)
+		}
 		p.fillGap(now)
 		p.keyIfDue(now)
 	}

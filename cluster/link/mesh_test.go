@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -174,14 +176,18 @@ func TestSendAllocatesNothing(t *testing.T) {
 	b := w.start(w.person("b", cluster.RoleNode), twoLinks)
 	introduce(a, b)
 	within(t, 5*time.Second, "key", func() bool { return a.keyed(b.person) })
+	b.Receive(nil)
 	payload := make([]byte, 400)
-	n := testing.AllocsPerRun(500, func() {
-		if err := a.Send(b.person.id, 3, payload); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if n > 0.9 && !raceEnabled { // the other goroutines of the process count too
-		t.Errorf("%.2f allocations per Send", n)
+	least := 1000.0 // the other goroutines of the process count too: one quiet try is enough
+	for range 10 {
+		least = min(least, testing.AllocsPerRun(100, func() {
+			if err := a.Send(b.person.id, 3, payload); err != nil {
+				t.Fatal(err)
+			}
+		}))
+	}
+	if least > 0 && !raceEnabled {
+		t.Errorf("%.2f allocations per Send", least)
 	}
 }
 
@@ -224,5 +230,55 @@ func TestGossipReachesMembersByTheirIDs(t *testing.T) {
 	buf := make([]byte, 2)
 	if _, err := c.Read(buf); err != nil || string(buf) != "hi" {
 		t.Errorf("%q, %v", buf, err)
+	}
+}
+
+func TestIPv6AndWildcardListenersWork(t *testing.T) {
+	w := newWorld(t)
+	for _, c := range []struct{ listen, reach string }{{"[::1]:0", "::1"}, {"[::]:0", "127.0.0.1"}, {"[::]:0", "::1"}, {"0.0.0.0:0", "127.0.0.1"}} {
+		if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
+			t.Skip("needs IPv6 on the loopback interface: ", err)
+		} else {
+			l.Close()
+		}
+		var hosts []*host
+		for _, name := range []string{"a", "b"} {
+			h := w.start(w.person(name, cluster.RoleNode), []netip.AddrPort{netip.MustParseAddrPort(c.listen)})
+			hosts = append(hosts, h)
+		}
+		a, b := hosts[0], hosts[1]
+		at := func(h *host) link.Peer {
+			p := h.Self()
+			p.Addrs = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(c.reach), h.e.Addrs()[0].Port())}
+			return p
+		}
+		a.SetPeers([]link.Peer{at(b)})
+		b.SetPeers([]link.Peer{at(a)})
+		b.echo(link.Raft, nil)
+		keyedBoth(t, a, b)
+		ask(t, dial(t, a, b, link.Raft), c.listen)
+	}
+}
+
+func BenchmarkSendOnTwoLinks(b *testing.B) {
+	w := newWorld(b)
+	x := w.start(w.person("a", cluster.RoleNode), twoLinks)
+	y := w.start(w.person("b", cluster.RoleNode), twoLinks)
+	introduce(x, y)
+	keyedBoth(b, x, y)
+	came := make(chan struct{}, 1)
+	y.Receive(func(link.Datagram) {
+		select {
+		case came <- struct{}{}:
+		default:
+		}
+	})
+	payload := make([]byte, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := x.Send(y.person.id, 1, payload); err != nil {
+			b.Fatal(err)
+		}
+		<-came
 	}
 }

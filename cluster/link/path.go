@@ -22,7 +22,6 @@ type path struct {
 	sender        *sender // under the member's sendMu
 
 	heard     atomic.Int64 // Instant of the last authentic arrival
-	theirSent atomic.Int64 // what that frame's header said of its sending
 	confirmed atomic.Int64 // Instant at which the newest of our frames was sent that the other side says to have heard
 	rtt       atomic.Int64 // ns
 	sentN     atomic.Uint64
@@ -30,17 +29,22 @@ type path struct {
 	errorsN   atomic.Uint64
 
 	mu      sync.Mutex
+	echoAt  cluster.Instant // the last arrival, and what its header says of its sending
+	echo    cluster.Instant
 	up      bool
 	since   cluster.Instant // of up
 	changed cluster.Instant // last change to down, or the first time it was judged
-	flaps   int
+	alone   bool            // down while other paths work: the path failed, not the member
+	flaps   int             // times that this happened lately
 }
 
 // arrived takes the header of an authentic frame.
 func (q *path) arrived(h *header, at cluster.Instant) {
 	q.receivedN.Add(1)
 	q.heard.Store(int64(at))
-	q.theirSent.Store(int64(h.sent))
+	q.mu.Lock()
+	q.echoAt, q.echo = at, h.sent
+	q.mu.Unlock()
 	if h.echo == 0 || h.echo > at || int64(h.echo) < q.confirmed.Load() {
 		return
 	}
@@ -54,29 +58,41 @@ func (q *path) arrived(h *header, at cluster.Instant) {
 	}
 }
 
-// judge sets the path's state and says whether it changed.
-func (q *path) judge(now cluster.Instant, downAfter time.Duration) (up bool, since cluster.Instant, changed bool) {
-	heard, confirmed := cluster.Instant(q.heard.Load()), cluster.Instant(q.confirmed.Load())
-	works := heard != 0 && confirmed != 0 && now.Sub(heard) < downAfter && now.Sub(confirmed) < downAfter
+// answer is what the next frame on this path says of the last one that came: its sending, and how long ago it came.
+func (q *path) answer(now cluster.Instant) (echo cluster.Instant, age time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.echo, now.Sub(q.echoAt)
+}
+
+// works is the last instant at which both directions are known to have worked; 0: never.
+func (q *path) works() cluster.Instant {
+	return cluster.Instant(min(q.heard.Load(), q.confirmed.Load()))
+}
+
+// judge sets the path's state and says whether it changed. newest is when any path to the member worked.
+func (q *path) judge(now, newest cluster.Instant, downAfter time.Duration) (up bool, since cluster.Instant, changed bool) {
+	last := q.works()
+	up = last != 0 && now.Sub(last) < downAfter
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.changed == 0 {
 		q.changed = now
 	}
-	if works == q.up {
-		if q.up && now.Sub(q.since) > dampMost {
-			q.flaps = 0
-		}
-		return q.up, q.since, false
-	}
-	q.up = works
-	if works {
-		q.since = now
-	} else {
+	if changed = up != q.up; changed && up {
+		q.since, q.alone = now, false
+	} else if changed {
 		q.changed = now
+	}
+	q.up = up
+	if alone := !up && last != 0 && newest.Sub(last) >= downAfter/2; alone && !q.alone {
+		q.alone = true // a member that stalled falls silent on all its paths at once; that is no fault of this one
 		q.flaps++
 	}
-	return works, q.since, true
+	if up && now.Sub(q.since) > dampMost {
+		q.flaps = 0
+	}
+	return up, q.since, changed
 }
 
 // state says whether the path is up, and whether it is so for too short a time to be preferred.
@@ -87,14 +103,16 @@ func (q *path) state(now cluster.Instant) (up, damped bool) {
 }
 
 // strands says whether a connection made at born on this path, which may be down, should be given up, given that another
-// path works since liveSince: at once if it lived to see the path go down, else when the path had time enough to come up.
+// path works since liveSince: at once if the path failed under it; when a path that never worked yet, or that was known
+// to have failed, has had time enough to come up; never because the member as a whole stalled.
 func (q *path) strands(born, liveSince, now cluster.Instant, grace time.Duration) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.up {
+	never := q.works() == 0
+	switch {
+	case q.up || !never && !q.alone:
 		return false
-	}
-	if q.flaps > 0 && born < q.changed {
+	case !never && born < q.changed:
 		return true
 	}
 	return now.Sub(max(born, liveSince, q.changed)) > grace
@@ -103,9 +121,12 @@ func (q *path) strands(born, liveSince, now cluster.Instant, grace time.Duration
 // judge finds out which paths work, and closes the connections on dead ones if there is a live one to redial on.
 func (p *member) judge(now cluster.Instant) {
 	after := p.m.downAfter()
-	var liveSince cluster.Instant
+	var liveSince, newest cluster.Instant
+	for _, q := range *p.paths.Load() {
+		newest = max(newest, q.works())
+	}
 	for i, q := range *p.paths.Load() {
-		up, since, changed := q.judge(now, after)
+		up, since, changed := q.judge(now, newest, after)
 		if up && (liveSince == 0 || since < liveSince) {
 			liveSince = since
 		}

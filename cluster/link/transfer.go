@@ -39,9 +39,7 @@ func (p *member) send(kind byte, payload []byte) error {
 	taken := false
 	for _, q := range *p.paths.Load() {
 		h := header{cluster: p.m.tag, seq: p.seq, sent: now, path: pathByte(q.own, q.peers), kind: kind}
-		if heard := q.heard.Load(); heard != 0 {
-			h.echo, h.age = cluster.Instant(q.theirSent.Load()), now.Sub(cluster.Instant(heard))
-		}
+		h.echo, h.age = q.answer(now)
 		if err := q.sender.send(k.seal(p.buf[:], &h, payload)); err != nil {
 			q.errorsN.Add(1)
 			e.count.sendErrors.Add(1)

@@ -96,6 +96,8 @@ func (s *Service) MayHold(g *Group, to Holder) Result {
 		return Accepted
 	case !s.InSync.Has(to.Node):
 		return NotInSync
+	case s.Epoch == 0: // nobody has written yet: no reboot can have lost anything
+		return Accepted
 	}
 	for _, b := range s.Boots {
 		if b.Node == to.Node && b.Boot == a.Boot {
@@ -122,6 +124,9 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 	}
 	if r := s.Enough(g, c.Promises); r != Accepted {
 		return r
+	}
+	if s.Epoch == 0 && s.Data {
+		s.setBoot(c.To.Node, g.Admission(c.To.Node).Boot)
 	}
 	s.grant(g, c)
 	return Accepted
@@ -243,6 +248,16 @@ func (s *Service) based(e cluster.Epoch, g cluster.Generation) Result {
 		return StaleGeneration
 	}
 	return Accepted
+}
+
+// FirstBoot records in which boot a member first ran that was named as the one that has the data before it had run at all: it was never
+// granted anything, and so it can have lost nothing.
+func (s *Service) FirstBoot(n cluster.MemberNo, b cluster.BootID) {
+	for _, have := range s.Boots {
+		if have.Node == n && have.Boot == (cluster.BootID{}) {
+			s.setBoot(n, b)
+		}
+	}
 }
 
 func (s *Service) setBoot(n cluster.MemberNo, b cluster.BootID) {

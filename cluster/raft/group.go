@@ -241,7 +241,11 @@ func (g *Group) sitOut(ctx context.Context, late stall) error {
 			if err != nil { // the store has failed, fatalCh says so
 				continue
 			}
-			<-g.last.down
+			select {
+			case <-g.last.down:
+			case <-ctx.Done():
+				return nil
+			}
 			g.store.resume()
 			alarm(AlarmRecovered, g.store.path+" takes writes in time again")
 			return nil

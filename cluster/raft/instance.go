@@ -16,7 +16,7 @@ func isNotFound(err error) bool { return errors.Is(err, raftboltdb.ErrKeyNotFoun
 // instance is one run of hashicorp/raft over the group's store. It is never repaired, only replaced.
 type instance struct {
 	raft  *hraft.Raft
-	trans *hraft.NetworkTransport
+	trans transport
 	gate  *gate
 	over  context.Context // ends when it must not take part any more
 	cut   context.CancelFunc
@@ -43,13 +43,14 @@ func (g *Group) start() error {
 		down: make(chan struct{}),
 	}
 	in.over, in.cut = context.WithCancel(context.Background())
-	in.trans = hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
+	const pool = 3
+	in.trans = transport{pool: pool, NetworkTransport: hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
 		Stream:          in.gate,
-		MaxPool:         3,
+		MaxPool:         pool,
 		MaxRPCsInFlight: 1, // no pipeline: it can wedge a follower for ever (hashicorp/raft issue 612)
 		Timeout:         g.cfg.TransportTimeout,
 		Logger:          newHCLog(g.cfg.Log),
-	})
+	})}
 	g.store.opening.Store(true)
 	err := g.build(in)
 	g.store.opening.Store(false)

@@ -73,8 +73,8 @@ func (c *pageCheck) head() error {
 	return nil
 }
 
-// page checks page id and all below it: keys rise, from min on, and stay below max (nil: no bound).
-func (c *pageCheck) page(id uint64, depth int, min, max []byte) error {
+// page checks page id and all below it: keys rise, beginning at from, and stay below below (nil: no bound).
+func (c *pageCheck) page(id uint64, depth int, from, below []byte) error {
 	if id < 2 || id >= c.pages || depth > maxDepth {
 		return fmt.Errorf("page %d does not exist", id)
 	}
@@ -96,17 +96,23 @@ func (c *pageCheck) page(id uint64, depth int, min, max []byte) error {
 	if _, err := c.f.ReadAt(b, int64(id*c.size)); err != nil {
 		return fmt.Errorf("page %d cannot be read: %w", id, err)
 	}
-	if err := c.elements(b, depth, min, max); err != nil {
+	if err := c.elements(b, depth, from, below); err != nil {
 		return fmt.Errorf("page %d: %w", id, err)
 	}
 	return nil
 }
 
 // elements checks the elements of a page, given whole.
-func (c *pageCheck) elements(b []byte, depth int, min, max []byte) error {
+func (c *pageCheck) elements(b []byte, depth int, from, below []byte) error {
 	flags, count := binary.NativeEndian.Uint16(b[8:]), int(binary.NativeEndian.Uint16(b[10:]))
 	if flags != flagBranch && flags != flagLeaf || flags == flagBranch && count == 0 || pageHead+count*elemLen > len(b) {
 		return fmt.Errorf("it has %d elements of kind %#x", count, flags)
+	}
+	// bbolt writes keys and values without gaps, right behind the elements: that shows a count that is too small. An
+	// empty page was zeroed.
+	next := uint64(pageHead + count*elemLen)
+	if count == 0 && len(bytes.Trim(b[pageHead:min(pageHead+elemLen, len(b))], "\x00")) > 0 {
+		return fmt.Errorf("it says that it is empty and is not")
 	}
 	keys, rest := make([][]byte, count), make([][]byte, count)
 	for i := range keys {
@@ -116,24 +122,25 @@ func (c *pageCheck) elements(b []byte, depth int, min, max []byte) error {
 		if flags == flagLeaf {
 			start, key, value = uint64(at)+u32(4), u32(8), u32(12)
 		}
-		if start < uint64(pageHead+count*elemLen) || start+key+value > uint64(len(b)) {
+		if start != next || start+key+value > uint64(len(b)) {
 			return fmt.Errorf("element %d is out of bounds", i)
 		}
+		next = start + key + value
 		keys[i], rest[i] = b[start:start+key], b[start+key:start+key+value]
-		below, above := bytes.Compare(keys[i], min), -1
-		if max != nil {
-			above = bytes.Compare(keys[i], max)
+		low, high := bytes.Compare(keys[i], from), -1
+		if below != nil {
+			high = bytes.Compare(keys[i], below)
 		}
-		if min != nil && (below < 0 || i > 0 && below == 0) || above >= 0 {
+		if from != nil && (low < 0 || i > 0 && low == 0) || high >= 0 {
 			return fmt.Errorf("element %d is out of order", i)
 		}
-		min = keys[i]
+		from = keys[i]
 	}
 	for i := range keys {
 		at := pageHead + i*elemLen
 		var err error
 		if flags == flagBranch {
-			upper := max
+			upper := below
 			if i+1 < count {
 				upper = keys[i+1]
 			}

@@ -268,7 +268,7 @@ func nearest(s string, words []string) string {
 	}
 	if best == "" && len(s) >= 3 {
 		for _, w := range words {
-			if strings.HasPrefix(w, s) {
+			if strings.HasPrefix(w, s) || len(w) >= 3 && strings.HasPrefix(s, w) {
 				return w
 			}
 		}

@@ -24,7 +24,10 @@ func Format(src []byte) []byte {
 	}
 	out := bytes.ReplaceAll(src, []byte("\r\n"), []byte("\n"))
 	for range 4 { // the writer's own formatter needs a second pass for some comments
-		next := append(bytes.TrimSpace(hclwrite.Format(out)), '\n')
+		next := bytes.TrimSpace(hclwrite.Format(out))
+		if len(next) > 0 {
+			next = append(next, '\n')
+		}
 		if bytes.Equal(next, out) {
 			return out
 		}
@@ -41,7 +44,7 @@ func Render(s *cluster.Spec) []byte {
 	for _, c := range root.Blocks {
 		render(&b, c, s, "")
 	}
-	return hclwrite.Format([]byte(strings.TrimPrefix(b.String(), "\n")))
+	return Format([]byte(b.String()))
 }
 
 // render writes the blocks of one kind that stand in parent.

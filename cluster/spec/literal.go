@@ -43,7 +43,9 @@ func (d *decoder) literal(e hclsyntax.Expression, where string) (literal, bool) 
 	case *hclsyntax.UnaryOpExpr:
 		if v, ok := e.Val.(*hclsyntax.LiteralValueExpr); ok && e.Op == hclsyntax.OpNegate && v.Val.Type() == cty.Number {
 			l, ok := d.scalar(l, v.Val, where)
-			l.n = new(big.Float).Neg(l.n)
+			if ok {
+				l.n = new(big.Float).Neg(l.n)
+			}
 			return l, ok
 		}
 	case *hclsyntax.TemplateExpr:
@@ -76,6 +78,9 @@ func (d *decoder) literal(e hclsyntax.Expression, where string) (literal, bool) 
 // scalar is a number, true, false or null.
 func (d *decoder) scalar(l literal, v cty.Value, where string) (literal, bool) {
 	switch {
+	case !v.IsKnown(): // a number of a broken line
+		d.add(l.at, where, "this is no number", "write digits")
+		return l, false
 	case v.IsNull():
 		d.add(l.at, where, "null is no value", "remove the line; the default applies then")
 		return l, false
@@ -98,7 +103,7 @@ func (d *decoder) text(l literal, e *hclsyntax.TemplateExpr, where string) (lite
 	var b strings.Builder
 	for _, p := range e.Parts {
 		lit, ok := p.(*hclsyntax.LiteralValueExpr)
-		if !ok || lit.Val.IsNull() || lit.Val.Type() != cty.String {
+		if !ok || !lit.Val.IsKnown() || lit.Val.IsNull() || lit.Val.Type() != cty.String {
 			d.add(l.at, where, "a text cannot be put together from variables", "write it out; hanode has no variables ($${ stands for ${ as it is, %%{ for %{)")
 			return l, false
 		}

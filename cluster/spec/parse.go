@@ -90,7 +90,8 @@ func (d *decoder) acceptable() bool {
 		case hclsyntax.TokenCBrace, hclsyntax.TokenCBrack, hclsyntax.TokenCParen, hclsyntax.TokenTemplateSeqEnd, hclsyntax.TokenCHeredoc, hclsyntax.TokenCQuote:
 			depth = max(0, depth-1)
 		case hclsyntax.TokenBang, hclsyntax.TokenMinus, hclsyntax.TokenQuestion, hclsyntax.TokenColon, hclsyntax.TokenPlus, hclsyntax.TokenStar,
-			hclsyntax.TokenSlash, hclsyntax.TokenPercent, hclsyntax.TokenAnd, hclsyntax.TokenOr, hclsyntax.TokenDot:
+			hclsyntax.TokenSlash, hclsyntax.TokenPercent, hclsyntax.TokenAnd, hclsyntax.TokenOr, hclsyntax.TokenDot,
+			hclsyntax.TokenEqualOp, hclsyntax.TokenNotEqual, hclsyntax.TokenLessThan, hclsyntax.TokenLessThanEq, hclsyntax.TokenGreaterThan, hclsyntax.TokenGreaterThanEq:
 			operators++
 		}
 		if depth > maxDepth || operators > maxOperators {
@@ -105,6 +106,8 @@ func (d *decoder) acceptable() bool {
 // misread, or nil.
 func (d *decoder) syntax(diags hcl.Diagnostics) *hcl.Range {
 	var broken *hcl.Range
+	lines := map[int]bool{} // one per line: what follows in a line is mostly told by the first
+	inText := false
 	for _, x := range diags {
 		if x.Severity != hcl.DiagError {
 			continue
@@ -114,15 +117,28 @@ func (d *decoder) syntax(diags hcl.Diagnostics) *hcl.Range {
 			at = *x.Subject
 		}
 		if x.Summary == "Attribute redefined" {
-			name := d.source(at)
-			d.add(at, "", short(name)+" is given twice in this block", "keep one of them")
+			d.add(at, "", short(d.source(at))+" is given twice in this block", "keep one of them")
 			continue
 		}
 		if broken == nil || at.Start.Byte < broken.Start.Byte {
 			r := at
 			broken = &r
 		}
-		d.add(at, "", lowerFirst(strings.TrimSuffix(x.Summary, ".")), strings.Join(strings.Fields(x.Detail), " "))
+		what, remedy := lowerFirst(x.Summary), strings.Join(strings.Fields(x.Detail), " ")
+		switch x.Summary {
+		case "Invalid multi-line string", "Unterminated template string", "Unterminated string literal":
+			if inText {
+				continue
+			}
+			inText = true
+			what, remedy = "a text in quotes does not end in its line", `close it with "; where a line ends within a text, write \n`
+		case "Invalid expression", "Missing expression":
+			what, remedy = "here a value should stand", `write a text in quotes, a number, true, false, or a list such as ["a", "b"]`
+		}
+		if !lines[at.Start.Line] {
+			lines[at.Start.Line] = true
+			d.add(at, "", what, remedy)
+		}
 	}
 	return broken
 }
@@ -248,6 +264,9 @@ func (c *Cond) String() string {
 func (c *Cond) example(b *Block) string {
 	if len(c.Values) == 0 {
 		return c.Key + " = " + b.key(c.Key).example()
+	}
+	if len(c.Values) > 1 {
+		return c.Key + " = one of them"
 	}
 	return c.Key + " = " + quote(c.Values[0])
 }

@@ -127,6 +127,9 @@ func (s *State) memberAdd(index uint64, c *Command) Outcome {
 	m := c.MemberAdd.Member
 	replace := ""
 	var t *Token
+	if len(s.Members) == 0 && len(c.MemberAdd.TokenHash) > 0 {
+		return Outcome{Result: lock.Conflict, Text: "the cluster is still being founded: try again in a moment"}
+	}
 	if len(s.Members) > 0 {
 		t = s.token(c.MemberAdd.TokenHash)
 		switch {
@@ -216,6 +219,9 @@ func (s *State) join(index uint64, c *Command) Outcome {
 		return o
 	}
 	m.Version = c.Join.Version
+	for i := range s.Services {
+		s.Services[i].Lock.FirstBoot(m.No, c.Join.Boot)
+	}
 	s.event(index, c, "member-up", m.Name, "info", m.Name+" started")
 	return o
 }
@@ -232,6 +238,9 @@ func (s *State) token(hash []byte) *Token {
 func (s *State) tokenCreate(t *Token) Outcome {
 	if t.Replace != "" && s.MemberByName(t.Replace) == nil {
 		return Outcome{Result: lock.Unknown, Text: fmt.Sprintf("there is no member %s to replace", t.Replace)}
+	}
+	if len(s.Members) == 0 {
+		return Outcome{Result: lock.Conflict, Text: "the cluster is still being founded: try again in a moment"}
 	}
 	if len(s.Tokens) >= maxTokens {
 		s.Tokens = s.Tokens[1:]

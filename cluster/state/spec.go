@@ -35,7 +35,13 @@ func (s *State) specApply(index uint64, c *Command) Outcome {
 	}
 	s.Spec = SpecVersion{N: s.Spec.N + 1, Source: a.Source, Compiled: a.Compiled, Who: c.Who, Reason: c.Reason, At: c.At}
 	s.compiled = spec
-	s.Services = slices.DeleteFunc(s.Services, func(v Service) bool { return spec.Service(v.Name) == nil })
+	s.Services = slices.DeleteFunc(s.Services, func(v Service) bool {
+		gone := spec.Service(v.Name) == nil
+		if gone {
+			s.bury(v)
+		}
+		return gone
+	})
 	for i := range spec.Services {
 		if s.ServiceByName(spec.Services[i].Name) == nil {
 			s.serviceCreate(&spec.Services[i])
@@ -46,16 +52,56 @@ func (s *State) specApply(index uint64, c *Command) Outcome {
 	return Outcome{Version: s.Spec.N}
 }
 
+// bury keeps the lock of a deleted service: its last holder may not have heard of that yet.
+func (s *State) bury(v Service) {
+	if v.Lock.Epoch == 0 {
+		return
+	}
+	if len(s.Gone) >= maxGone {
+		s.Gone = append(s.Gone[:0:0], s.Gone[1:]...)
+	}
+	s.Gone = append(s.Gone, Service{No: v.No, Name: v.Name, Lock: v.Lock})
+}
+
+// exhume takes the record of a deleted service of this name. It goes on in the next epoch, held by no run of its last holder's node: a Grant needs
+// that node's promise, given when everything is shut, or a majority's.
+func (s *State) exhume(name string) (Service, bool) {
+	for i := range s.Gone {
+		if v := s.Gone[i]; v.Name == name {
+			s.Gone = append(s.Gone[:i:i], s.Gone[i+1:]...)
+			l := &v.Lock
+			l.Epoch, l.Gen = l.Epoch+1, l.Gen+1
+			l.Holder.Inc = 0
+			l.Sticky, l.Held, l.InSync, l.Boots = false, false, 0, nil
+			return v, true
+		}
+	}
+	return Service{}, false
+}
+
 // serviceCreate makes a new service: in epoch 0, held by nobody. Its data, if it has any, are on the first node of its list.
 func (s *State) serviceCreate(spec *cluster.ServiceSpec) {
-	s.LastService++
-	v := Service{No: cluster.ServiceNo(s.LastService), Name: spec.Name}
-	v.Lock.Data = spec.HasData()
-	if m := s.MemberByName(firstOf(spec.Nodes)); m != nil && v.Lock.Data {
-		v.Lock.InSync = cluster.SetOf(m.No)
-		v.Lock.Boots = []lock.MemberBoot{{Node: m.No, Boot: s.Group.Admission(m.No).Boot}}
+	v, again := s.exhume(spec.Name)
+	if !again {
+		s.LastService++
+		v = Service{No: cluster.ServiceNo(s.LastService), Name: spec.Name}
 	}
-	s.Services = append(s.Services, v)
+	at, _ := slices.BinarySearchFunc(s.Services, v.No, func(x Service, n cluster.ServiceNo) int { return int(x.No) - int(n) })
+	s.Services = slices.Insert(s.Services, at, v)
+}
+
+// withData makes the in-sync set of a service that has got data: they are where it runs, or else on the first node of its list.
+func (s *State) withData(v *Service, spec *cluster.ServiceSpec) {
+	n := v.Lock.Holder.Node
+	if m := s.MemberByName(firstOf(spec.Nodes)); m != nil && (n == 0 || v.Lock.Holder.Inc == 0) {
+		n = m.No
+	}
+	if n == 0 {
+		return // that node has not joined yet
+	}
+	v.Lock.InSync = cluster.SetOf(n)
+	v.Lock.Boots = []lock.MemberBoot{{Node: n, Boot: s.Group.Admission(n).Boot}}
+	v.Lock.Gen++
 }
 
 func firstOf(l []string) string {
@@ -75,6 +121,9 @@ func (s *State) refreshEligible() {
 		spec := s.compiled.Service(v.Name)
 		if spec == nil {
 			continue
+		}
+		if spec.HasData() && (!v.Lock.Data || v.Lock.InSync == 0) {
+			s.withData(v, spec)
 		}
 		v.Lock.Data = spec.HasData()
 		v.Lock.Eligible = 0

@@ -26,6 +26,7 @@ const (
 	maxEvents    = 500
 	maxSpecs     = 20
 	maxTokens    = 64
+	maxGone      = 64
 )
 
 // State is what the group has agreed on.
@@ -51,6 +52,7 @@ type State struct {
 	Acks         []AlarmAck    `pb:"19"`
 	Unknown      []byte        `pb:"unknown"`
 	Voters       []string      `pb:"20"` // server ids, as the Raft configuration last named them
+	Gone         []Service     `pb:"21"` // services that were deleted: who makes one of that name again must wait for its last holder
 	compiled     *cluster.Spec // decoded Spec.Compiled
 }
 
@@ -286,6 +288,13 @@ func (s *State) Clone() *State {
 	if err != nil {
 		panic(err) // what was encoded here is decoded here
 	}
+	return c
+}
+
+// Redacted is a copy without secrets.
+func (s *State) Redacted() *State {
+	c := s.Clone()
+	c.GossipKeys, c.Tokens = nil, nil
 	return c
 }
 

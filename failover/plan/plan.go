@@ -139,6 +139,9 @@ func (v *View) Decide(s *Service) Verdict {
 	}
 	out := Verdict{Move: true, To: lock.Holder{Node: to.No, Inc: to.Inc}, Automatic: automatic && to.No != h.Node, WhyNot: whyNot, By: "policy"}
 	out.Ask = v.Group.Voters()
+	if h.Node == 0 {
+		out.Ask = 0 // no lease was ever given: nobody has anything to promise
+	}
 	if holder != nil && holder.Inc == h.Inc && !s.Released {
 		out.Ask = out.Ask.Without(h.Node) // a holder that is asked stops; this one is silent
 	}
@@ -256,7 +259,7 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 	}
 	if m.No == h.Node {
 		// The previous active is preferred after a full outage; while the others kept running, a standby is quicker.
-		if v.Up < s.Spec.ColdStartWait && s.Lock.Data {
+		if v.Up < s.Spec.ColdStartWait {
 			rank += 500
 		} else {
 			rank -= 200

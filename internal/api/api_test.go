@@ -32,14 +32,16 @@ func TestMain(m *testing.M) {
 }
 
 // serve runs a server on a fresh socket until the test ends.
-func serve(t *testing.T, b api.Backend) string {
+func serve(t *testing.T, b api.Backend) string { t.Helper(); return serveFor(t, b, 0) }
+
+func serveFor(t *testing.T, b api.Backend, patience time.Duration) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	sock := filepath.Join(dir, "s")
-	s, err := api.NewServer(api.Config{Backend: b, Socket: sock, Group: "root"})
+	s, err := api.NewServer(api.Config{Backend: b, Socket: sock, Group: "root", Patience: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,11 +282,21 @@ func TestASlowSenderDoesNotKeepOthersWaiting(t *testing.T) {
 	}
 }
 
-// TestAReaderThatStopsReadingIsGivenUp shows that the stream's deadline ends the request, by a client that asks for all
-// events and reads none of them. The deadline is 10 s, so that it is cut short here by the end of the server.
-func TestTheServerEndsAlthoughAReaderDoesNotRead(t *testing.T) {
-	f := apitest.New()
-	sock := serve(t, f)
+// watched tells when a follower of events was given up.
+type watched struct {
+	*apitest.Fake
+	ended chan error
+}
+
+func (w watched) Events(ctx context.Context, q api.EventQuery, yield func(api.Event) error) error {
+	err := w.Fake.Events(ctx, q, yield)
+	w.ended <- err
+	return err
+}
+
+func TestAReaderThatStopsReadingIsGivenUp(t *testing.T) {
+	f := watched{apitest.New(), make(chan error, 1)}
+	sock := serveFor(t, f, 50*time.Millisecond)
 	c, err := net.Dial("unix", sock)
 	if err != nil {
 		t.Fatal(err)
@@ -293,10 +305,29 @@ func TestTheServerEndsAlthoughAReaderDoesNotRead(t *testing.T) {
 	if _, err := io.WriteString(c, post("/v1/events", `{"follow":true}`)); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 2000 {
+	for i := range 2000 { // more than the socket's buffers hold
 		f.Happen(strings.Repeat("much happens ", 100) + strconv.Itoa(i))
 	}
-	// the cleanup of serve fails if the server does not end
+	select {
+	case err := <-f.ended:
+		if err == nil {
+			t.Error("the stream ended as if all was read")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the reader was not given up")
+	}
+	if _, err := client(t, sock).Status(t.Context(), api.StatusQuery{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARequestThatDoesNotArriveWholeIsRefused(t *testing.T) {
+	f := apitest.New()
+	sock := serveFor(t, f, 50*time.Millisecond)
+	resp, body := raw(t, sock, strings.Replace(post("/v1/switchover", `{"service":"db"}`), "Content-Length: 16", "Content-Length: 17", 1))
+	if resp.StatusCode != 400 || !strings.Contains(body, "did not arrive whole") || len(f.Orders) > 0 {
+		t.Errorf("%d %s, obeyed %q", resp.StatusCode, body, f.Orders)
+	}
 }
 
 func TestAnOrderEndsWhenTheClientGoesAway(t *testing.T) {

@@ -1,7 +1,5 @@
 package api
 
-import "time"
-
 // Order is the part that all changing requests have in common.
 type Order struct {
 	Reason string `json:"reason"`
@@ -186,6 +184,4 @@ const (
 	MaxLine       = 1 << 20  // bytes of one line of a stream
 	DefaultSocket = "/run/hanode/hanode.sock"
 	DefaultGroup  = "hanode"
-	writeTimeout  = 10 * time.Second // for each write to a client
-	bodyTimeout   = 10 * time.Second // for the whole body of a request
 )

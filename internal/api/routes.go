@@ -117,9 +117,14 @@ func (s *Server) routes() http.Handler {
 	return s.guard(mux)
 }
 
-// guard lets nobody in who may not operate.
+// guard lets nobody in who may not operate, and nobody keep us waiting.
 func (s *Server) guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(plain)
+		w := &patient{ResponseWriter: plain, rc: rc, patience: s.cfg.Patience}
+		if r.Method == http.MethodPost {
+			_ = rc.SetReadDeadline(time.Now().Add(s.cfg.Patience)) // fails only on a connection that is gone
+		}
 		r = withPeer(r)
 		if p := peerOf(r.Context()); p.denied != nil {
 			s.cfg.Log.Warn("request refused", "path", r.URL.Path, "who", p.who, "why", p.denied.Why)
@@ -195,10 +200,6 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return Errorf(CodeUsage, "Content-Type %.60q: want application/json", r.Header.Get("Content-Type"))
 	}
-	rc := http.NewResponseController(w)
-	if err := rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
-		return err
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxRequest))
 	var large *http.MaxBytesError
 	switch {
@@ -208,8 +209,8 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	case err != nil:
 		return Errorf(CodeUsage, "the request did not arrive whole: %w", err)
 	}
-	if err := rc.SetReadDeadline(time.Time{}); err != nil {
-		return err
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil {
+		return err // an order may take longer than its arrival
 	}
 	if err := strict(body, into); err != nil {
 		return &Error{Code: CodeUsage, What: "request not understood", Why: err.Error(),
@@ -226,7 +227,6 @@ func reply(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	_, _ = w.Write(append(b, '\n'))
 }
 
@@ -240,7 +240,7 @@ func withExit(e *Error) *Error {
 	return &c
 }
 
-// stream writes lines. A client that does not read for writeTimeout is given up: the request's context ends.
+// stream writes lines. When a write fails, because the client is gone or does not read, the request's context ends.
 type stream struct {
 	mu     sync.Mutex
 	w      http.ResponseWriter
@@ -264,7 +264,6 @@ func (s *stream) line(f frame) error {
 	if s.err != nil {
 		return s.err
 	}
-	_ = s.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if _, s.err = s.w.Write(append(b, '\n')); s.err == nil {
 		s.err = s.rc.Flush()
 	}
@@ -290,9 +289,9 @@ func (s *stream) end(v any, err error) {
 // the whole.
 func (s *Server) bundle(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/gzip")
-	out := &deadlined{w: w, rc: http.NewResponseController(w)}
+	out := &begun{Writer: w}
 	if err := s.cfg.Backend.DebugBundle(r.Context(), out); err != nil {
-		if !out.begun {
+		if !out.any {
 			refuse(w, AsError(err))
 			return
 		}
@@ -301,14 +300,27 @@ func (s *Server) bundle(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-type deadlined struct {
-	w     io.Writer
-	rc    *http.ResponseController
-	begun bool
+// patient gives every write a deadline of its own.
+type patient struct {
+	http.ResponseWriter
+	rc       *http.ResponseController
+	patience time.Duration
 }
 
-func (d *deadlined) Write(b []byte) (int, error) {
-	d.begun = true
-	_ = d.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return d.w.Write(b)
+func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+func (p *patient) Write(b []byte) (int, error) {
+	_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience)) // fails only on a connection that is gone
+	return p.ResponseWriter.Write(b)
+}
+
+// begun tells whether anything was written.
+type begun struct {
+	io.Writer
+	any bool
+}
+
+func (d *begun) Write(b []byte) (int, error) {
+	d.any = true
+	return d.Writer.Write(b)
 }

@@ -22,6 +22,8 @@ type Config struct {
 	Group   string // of the operators; "": DefaultGroup
 	Log     *slog.Logger
 	MaxConn int // connections at a time, per listener; 0: 64. Further ones wait in the kernel's queue.
+	// Patience is how long a request may take to arrive whole, and each write of an answer to be taken; 0: 10 s.
+	Patience time.Duration
 }
 
 // Server carries a Backend over sockets. It starts nothing until Run or ServeMembers.
@@ -41,6 +43,12 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	if cfg.MaxConn < 0 {
 		errs = append(errs, fmt.Errorf("api: MaxConn %d: choose 1 or more, or 0 for 64", cfg.MaxConn))
+	}
+	if cfg.Patience < 0 {
+		errs = append(errs, fmt.Errorf("api: Patience %v: choose more than 0, or 0 for 10 s", cfg.Patience))
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 10 * time.Second
 	}
 	if cfg.MaxConn == 0 {
 		cfg.MaxConn = 64
@@ -72,7 +80,7 @@ func (s *Server) Run(ctx context.Context) error {
 // handshake. The peer is trusted to say which user gave the order.
 func (s *Server) ServeMembers(ctx context.Context, ln net.Listener, identify func(context.Context, net.Conn) (string, error)) error {
 	return s.serve(ctx, ln, func(c net.Conn) peer {
-		hctx, cancel := context.WithTimeout(ctx, bodyTimeout)
+		hctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 		defer cancel()
 		name, err := identify(hctx, c)
 		if err != nil {

@@ -5,19 +5,34 @@
 // unified hierarchy of a hybrid machine, or a mount of its own where /sys was mounted anew ("ip netns exec"). Groups are
 // made below the cgroup in which the daemon was started:
 //
-//	<own>/hanode-<node>/<service>/<process>
+//	<own>/hanode-<node>/<service>/born/<process>   exec steps, for some milliseconds; killed with the service, never frozen
+//	<own>/hanode-<node>/<service>/run/<process>    programs; killed and frozen with the service
 //
-// It never moves a process (children are born into their group, CLONE_INTO_CGROUP) and never writes to a group that it
-// did not make, except to pass a controller down.
+// It never moves a process (a child is born into its group by CLONE_INTO_CGROUP, and moves itself from born to run) and
+// never writes to a group that it did not make, except to pass a controller down.
 //
-// Why it is correct: cgroup.kill kills every member, those that are being forked, frozen or in sessions of their own
-// included, and a member can only leave with write access to the hierarchy, which is root's. "populated 0" in
-// cgroup.events then says that none is left.
+// # Why it is correct
+//
+// cgroup.kill kills every member, those that are being forked, frozen or in sessions of their own included, and a member
+// can only leave with write access to the hierarchy, which is root's. "populated 0" in cgroup.events then says that none
+// is left. A process that moves from born to run is under the service's cgroup.kill all the time; a kill of one process
+// hits born first and run second, so it cannot slip through between.
+//
+// Why born is never frozen: a child that is born into a frozen group freezes before its exec, and its parent, a thread of
+// the daemon, waits in vfork for that exec, holding the lock of all forks. Seen in the lab: the whole daemon could start
+// nothing for as long as the group was frozen. What moves into a frozen group freezes there as well, but alone.
+//
+// A kernel fault shapes this package too: since about 6.14 (seen on 6.18) each cgroup counts its kills, and a process
+// born by CLONE_INTO_CGROUP dies at birth unless the count of its parent's group, not its own, is what its group's count
+// is. So a group that was ever killed can get no new-born members, and a daemon in a group that was once killed can start
+// nobody. Therefore Renew makes a born group anew before each start, and Open finds by trial how often a new group has to
+// be killed, empty, to have the daemon's count.
 //
 // Where no cgroup can be made (user namespaces, no cgroup2 in the kernel), Open returns a Root that works on lists of
 // processes, found by a mark in their environment and by their parents. Its Report says what that does not cover.
 //
-// Callers must start every process of a group through Attr and Env, and call Remove only when the group is empty.
+// Callers must start every process of a group through Renew, Attr and Env, let it join before it runs foreign code, and
+// call Remove only when the group is empty.
 package cgroup
 
 import (
@@ -27,7 +42,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -52,14 +66,17 @@ type Root struct {
 	mark   string
 	report Report
 	mount  *os.File // a mount of our own, kept open
+	kills  int      // how often our own group was killed, see the package comment
 }
 
 // Group is a set of processes.
 type Group struct {
 	root *Root
-	dir  string // "" in mode processes
 	mark string
-	fd   *os.File // the directory, for CLONE_INTO_CGROUP
+	dirs []string // what is killed, in this order; nil in mode processes
+	run  string   // what is frozen
+	born string   // where processes are born; "": none are
+	fd   *os.File // born, for CLONE_INTO_CGROUP
 }
 
 // Report says what was found.
@@ -70,10 +87,26 @@ func (r *Root) Report() Report { return r.report }
 func (r *Root) Path() string { return r.report.Path }
 
 // Self is the root as a group: everything below it.
-func (r *Root) Self() (*Group, error) { return r.open(r.dir, r.mark) }
+func (r *Root) Self() (*Group, error) {
+	if r.dir == "" {
+		return &Group{root: r, mark: r.mark}, nil
+	}
+	return &Group{root: r, mark: r.mark, dirs: []string{r.dir}, run: r.dir}, nil
+}
 
-// Group makes (or opens) a group below the root.
-func (r *Root) Group(name string) (*Group, error) { return r.make(r.dir, r.mark, name) }
+// Group makes (or opens) the group of a service below the root.
+func (r *Root) Group(name string) (*Group, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	g := &Group{root: r, mark: r.mark + "/" + name}
+	if r.dir == "" {
+		return g, nil
+	}
+	dir := filepath.Join(r.dir, name)
+	g.dirs, g.run, g.born = []string{dir}, filepath.Join(dir, "run"), filepath.Join(dir, "born")
+	return g, g.make(dir, g.run, g.born)
+}
 
 // Close releases descriptors; groups and processes stay.
 func (r *Root) Close() error {
@@ -83,44 +116,95 @@ func (r *Root) Close() error {
 	return nil
 }
 
-// Sub makes (or opens) a group within g.
-func (g *Group) Sub(name string) (*Group, error) { return g.root.make(g.dir, g.mark, name) }
-
-// Path is the group's directory, or its mark in mode "processes".
-func (g *Group) Path() string {
-	if g.dir == "" {
-		return g.mark
-	}
-	return g.dir
-}
-
-// Cgroups says whether g is a real cgroup.
-func (g *Group) Cgroups() bool { return g.dir != "" }
-
-func (r *Root) make(dir, mark, name string) (*Group, error) {
+// Sub makes (or opens) the group of a process within the group of a service.
+func (g *Group) Sub(name string) (*Group, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	if r.dir == "" {
-		return &Group{root: r, mark: mark + "/" + name}, nil
+	sub := &Group{root: g.root, mark: g.mark + "/" + name}
+	if g.dirs == nil {
+		return sub, nil
 	}
-	dir = filepath.Join(dir, name)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the cgroup %s: %w", dir, err)
+	if g.born == "" {
+		return nil, fmt.Errorf("cgroup %s: processes are in groups of services only", g.Path())
 	}
-	return r.open(dir, mark+"/"+name)
+	sub.run, sub.born = filepath.Join(g.run, name), filepath.Join(g.born, name)
+	sub.dirs = []string{sub.born, sub.run}
+	return sub, sub.make(sub.run, sub.born)
 }
 
-func (r *Root) open(dir, mark string) (*Group, error) {
-	if dir == "" {
-		return &Group{root: r, mark: mark}, nil
+func (g *Group) make(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := g.root.mkdir(dir); err != nil {
+			return err
+		}
 	}
-	fd, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the cgroup %s: %w", dir, err)
-	}
-	return &Group{root: r, dir: dir, mark: mark, fd: fd}, nil
+	return g.open()
 }
+
+func (g *Group) open() error {
+	fd, err := os.OpenFile(g.born, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open the cgroup: %w", err)
+	}
+	g.fd = fd
+	return nil
+}
+
+// Path is the group's directory, or its mark in mode "processes".
+func (g *Group) Path() string {
+	switch {
+	case g.dirs == nil:
+		return g.mark
+	case len(g.dirs) == 1:
+		return g.dirs[0]
+	}
+	return g.run
+}
+
+// Cgroups says whether g is a real cgroup.
+func (g *Group) Cgroups() bool { return g.dirs != nil }
+
+func (r *Root) mkdir(dir string) error {
+	switch err := os.Mkdir(dir, 0o755); {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("make the cgroup %s: %w", dir, err)
+	}
+	for range r.kills {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+			return fmt.Errorf("prepare the cgroup %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// Renew makes the place where processes of g are born anew, so that they survive their birth whatever was killed there
+// before. It waits up to renewWait for what is still dying there; an error names what does not. It must not be called
+// while a process is being started in g.
+func (g *Group) Renew() error {
+	if g.born == "" {
+		return nil
+	}
+	for give := time.Now().Add(renewWait); ; time.Sleep(500 * time.Microsecond) {
+		err := unix.Rmdir(g.born)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(give) { // busy: somebody in it is not quite gone
+			return fmt.Errorf("renew the cgroup %s: %s: %w", g.born, g.describe(), err)
+		}
+	}
+	if err := g.root.mkdir(g.born); err != nil {
+		return err
+	}
+	g.Close()
+	return g.open()
+}
+
+// renewWait see Renew.
+const renewWait = time.Second
 
 // checkName keeps names from leaving their directory and from meeting the kernel's files.
 func checkName(name string) error {
@@ -136,50 +220,70 @@ func checkName(name string) error {
 // Attr makes a process that is started with attr a member of g from its first instruction. The group must stay open
 // until the process was started.
 func (g *Group) Attr(attr *syscall.SysProcAttr) {
-	if g.dir != "" {
+	if g.born != "" {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(g.fd.Fd())
 	}
 }
 
+// Joining opens the file by which a process that was born into g joins those that are frozen with the service: it writes
+// "0" to it, and freezes there if they are frozen. nil where there are no cgroups. The caller closes it.
+func (g *Group) Joining() (*os.File, error) {
+	if g.born == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(filepath.Join(g.run, "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("join the cgroup: %w", err)
+	}
+	return f, nil
+}
+
 // Env is what the environment of each process of g must have besides; nothing where there are cgroups.
 func (g *Group) Env() []string {
-	if g.dir != "" {
+	if g.dirs != nil {
 		return nil
 	}
 	return []string{Mark + "=" + g.mark}
 }
 
-// Freeze asks the kernel to stop all processes of g; see WaitFrozen. A process in an uninterruptible wait keeps the
-// group from becoming frozen.
+// Freeze asks the kernel to stop all programs of g; see WaitFrozen. A process in an uninterruptible wait keeps the group
+// from becoming frozen.
 func (g *Group) Freeze() error {
-	if g.dir == "" {
+	if g.dirs == nil {
 		return g.signal(unix.SIGSTOP)
 	}
-	return g.write("cgroup.freeze", "1")
+	return write(g.run, "cgroup.freeze", "1")
 }
 
 // Thaw undoes Freeze.
 func (g *Group) Thaw() error {
-	if g.dir == "" {
+	if g.dirs == nil {
 		return g.signal(unix.SIGCONT)
 	}
-	return g.write("cgroup.freeze", "0")
+	if g.run == g.root.dir {
+		return nil // the root itself is never frozen
+	}
+	return write(g.run, "cgroup.freeze", "0")
 }
 
 // Kill sends SIGKILL to all processes of g and below, frozen ones included. It does not wait for their end: WaitEmpty
 // does. Linux before 5.14 has no cgroup.kill; there the processes are frozen, killed one by one and thawed.
 func (g *Group) Kill() error {
-	if g.dir == "" {
+	if g.dirs == nil {
 		return g.signal(unix.SIGKILL)
 	}
-	err := g.write("cgroup.kill", "1")
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, statErr := os.Stat(filepath.Join(g.dir, "cgroup.procs")); statErr != nil {
-			return nil // the group is gone, and with it everybody in it
+	var errs []error
+	for _, dir := range g.dirs {
+		err := write(dir, "cgroup.kill", "1")
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, statErr := os.Stat(filepath.Join(dir, "cgroup.procs")); statErr != nil {
+				continue // the group is gone, and with it everybody in it
+			}
+			return g.killEach()
 		}
-		return g.killEach()
+		errs = append(errs, err)
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 func (g *Group) killEach() error {
@@ -199,12 +303,24 @@ func (g *Group) killEach() error {
 	return g.Thaw()
 }
 
-// State says whether g or a group below it has a process that lives, and whether all of them are frozen.
+// State says whether g or a group below it has a process that lives, and whether all of its programs are frozen.
 func (g *Group) State() (populated, frozen bool, err error) {
-	if g.dir == "" {
+	if g.dirs == nil {
 		return g.listState()
 	}
-	b, err := os.ReadFile(filepath.Join(g.dir, "cgroup.events"))
+	for _, dir := range g.dirs {
+		p, _, err := eventsOf(dir)
+		if err != nil {
+			return false, false, err
+		}
+		populated = populated || p
+	}
+	_, frozen, err = eventsOf(g.run)
+	return populated, frozen, err
+}
+
+func eventsOf(dir string) (populated, frozen bool, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return false, false, nil // removed: nobody can be in it
 	}
@@ -241,8 +357,8 @@ func (g *Group) WaitFrozen(ctx context.Context) error {
 // time-outs come first.
 func (g *Group) wait(ctx context.Context, what string, done func(populated, frozen bool) bool) error {
 	var events *os.File
-	if g.dir != "" {
-		if f, err := os.Open(filepath.Join(g.dir, "cgroup.events")); err == nil {
+	if g.dirs != nil {
+		if f, err := os.Open(filepath.Join(g.run, "cgroup.events")); err == nil {
 			events = f
 			defer events.Close()
 		}
@@ -267,129 +383,41 @@ func (g *Group) wait(ctx context.Context, what string, done func(populated, froz
 	}
 }
 
-// Procs lists the processes of g and of the groups below it. Processes come and go; use it to tell, not to kill.
-func (g *Group) Procs() ([]int, error) {
-	if g.dir == "" {
-		return g.list()
-	}
-	var pids []int
-	err := filepath.WalkDir(g.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		if !d.IsDir() {
-			return nil
-		}
-		b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if err != nil {
-			return nil // removed meanwhile, or a threaded group
-		}
-		for line := range strings.Lines(string(b)) {
-			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the processes of %s: %w", g.dir, err)
-	}
-	return pids, nil
-}
-
-// describe names up to five living processes with their state, because a kill that does not end is a story about a
-// process in state D.
-func (g *Group) describe() string {
-	pids, err := g.Procs()
-	if err != nil {
-		return err.Error()
-	}
-	var out []string
-	for i, pid := range pids {
-		if i == 5 {
-			out = append(out, fmt.Sprintf("and %d more", len(pids)-5))
-			break
-		}
-		name, state := nameOf(pid)
-		out = append(out, fmt.Sprintf("%s (pid %d, state %s)", name, pid, state))
-	}
-	if len(out) == 0 {
-		return "none is listed any more"
-	}
-	return strings.Join(out, ", ")
-}
-
-func nameOf(pid int) (name, state string) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "?", "gone"
-	}
-	s := string(b)
-	open, end := strings.IndexByte(s, '('), strings.LastIndexByte(s, ')')
-	if open < 0 || end < open || len(s) < end+3 {
-		return "?", "?"
-	}
-	return s[open+1 : end], s[end+2 : end+3]
-}
-
-// Has says whether pid is in g or below it.
-func (g *Group) Has(pid int) bool {
-	if g.dir == "" {
-		return g.marked(pid)
-	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			rel := strings.TrimPrefix(g.mark, g.root.mark) // "/service/process"
-			tail := filepath.Base(g.root.dir) + rel
-			return strings.HasSuffix(path, "/"+tail) || strings.Contains(path, "/"+tail+"/")
-		}
-	}
-	return false
-}
-
-// Files opens what the guard needs to act on g when we cannot: cgroup.freeze and cgroup.kill for writing, cgroup.events
-// for reading. The caller closes them.
-func (g *Group) Files() (freeze, kill, events *os.File, err error) {
-	if g.dir == "" {
-		return nil, nil, nil, fmt.Errorf("%s is not a cgroup: the guard cannot freeze or kill it", g.mark)
-	}
-	open := func(name string, flag int) *os.File {
-		f, e := os.OpenFile(filepath.Join(g.dir, name), flag, 0)
-		err = errors.Join(err, e)
-		return f
-	}
-	freeze, kill, events = open("cgroup.freeze", os.O_WRONLY), open("cgroup.kill", os.O_WRONLY), open("cgroup.events", os.O_RDONLY)
-	if err != nil {
-		for _, f := range []*os.File{freeze, kill, events} {
-			f.Close()
-		}
-		return nil, nil, nil, fmt.Errorf("open the guard's files (cgroup.kill needs Linux 5.14): %w", err)
-	}
-	return freeze, kill, events, nil
-}
-
 // Remove removes g and the groups below it. They must be empty.
 func (g *Group) Remove() error {
 	g.Close()
-	if g.dir == "" {
+	var errs []error
+	for _, dir := range g.dirs {
+		errs = append(errs, removeTree(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveBelow removes the groups within the root, which must be empty, and keeps the root.
+func (g *Group) RemoveBelow() error {
+	if g.dirs == nil {
 		return nil
 	}
-	return removeTree(g.dir)
+	entries, err := os.ReadDir(g.Path())
+	if err != nil {
+		return fmt.Errorf("remove groups: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, removeTree(filepath.Join(g.Path(), e.Name())))
+		}
+	}
+	return err
 }
 
 // Close releases the descriptor of g; the group stays.
 func (g *Group) Close() error {
-	if g.fd != nil {
-		return g.fd.Close()
+	if g.fd == nil {
+		return nil
 	}
-	return nil
+	err := g.fd.Close()
+	g.fd = nil
+	return err
 }
 
 func removeTree(dir string) error {
@@ -420,14 +448,14 @@ func removeTree(dir string) error {
 	}
 }
 
-func (g *Group) write(file, value string) error {
-	f, err := os.OpenFile(filepath.Join(g.dir, file), os.O_WRONLY, 0)
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("write %s of a cgroup: %w", file, err)
 	}
 	defer f.Close()
 	if _, err := f.WriteString(value); err != nil {
-		return fmt.Errorf("write %q to %s/%s: %w", value, g.dir, file, err)
+		return fmt.Errorf("write %q to %s/%s: %w", value, dir, file, err)
 	}
 	return nil
 }

@@ -50,12 +50,24 @@ func testRoot(t *testing.T, processes bool) *Root {
 // family starts a shell with a busy child, a child in a session of its own and an orphan, and returns when all are there.
 func family(t *testing.T, g *Group) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", `
+	join, err := g.Joining()
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "echo 0 >&3\n"
+	if join == nil {
+		script = ""
+	}
+	cmd := exec.Command("/bin/sh", "-c", script+`
 		sleep 1000 &
 		setsid sleep 1001 &
 		( setsid sh -c 'sleep 1002 & echo orphan' & )
 		echo ready
 		while :; do sleep 0.01; done`)
+	if join != nil {
+		defer join.Close()
+		cmd.ExtraFiles = []*os.File{join}
+	}
 	cmd.Env = append(os.Environ(), g.Env()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	g.Attr(cmd.SysProcAttr)
@@ -214,7 +226,7 @@ func TestAMemoryLimitIsSetOrRefusedWithTheReason(t *testing.T) {
 	if err != nil {
 		t.Skip("this machine does not delegate: " + err.Error())
 	}
-	b, _ := os.ReadFile(g.Path() + "/memory.max")
+	b, _ := os.ReadFile(g.run + "/memory.max")
 	if strings.TrimSpace(string(b)) != strconv.Itoa(64<<20) {
 		t.Errorf("memory.max is %s", b)
 	}
@@ -345,4 +357,137 @@ func TestAForkingProcessDoesNotEscape(t *testing.T) {
 	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != unix.SIGKILL {
 		t.Errorf("ended by %v", ws)
 	}
+}
+
+func born(t *testing.T, g *Group) error {
+	t.Helper()
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	g.Attr(cmd.SysProcAttr)
+	return cmd.Run()
+}
+
+// See the package comment: without Renew the second process dies at birth on Linux 6.14 to at least 6.18.
+func TestARenewedGroupTakesNewMembersAfterAKill(t *testing.T) {
+	r := testRoot(t, false)
+	g, err := r.Group("again")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for range 3 {
+		if err := g.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := g.Renew(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("renewed in %v", time.Since(began))
+		if err := born(t, g); err != nil {
+			t.Error(err)
+		}
+	}
+	family(t, g)
+	if err := g.Renew(); err != nil {
+		t.Error(err)
+	}
+	if populated, _, _ := g.State(); !populated {
+		t.Error("members were lost")
+	}
+}
+
+// See the package comment: a child that is born frozen keeps its parent in vfork.
+func TestAProcessCanBeStartedInAFrozenServiceAndFreezesWhenItJoins(t *testing.T) {
+	r := testRoot(t, false)
+	svc, err := r.Group("db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer svc.Close()
+	g, err := svc.Sub("postgres")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := svc.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	join, err := g.Joining()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer join.Close()
+	cmd := exec.Command("/bin/sh", "-c", "echo born; echo 0 >&3; echo thawed; exec sleep 1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	cmd.ExtraFiles = []*os.File{join}
+	g.Attr(cmd.SysProcAttr)
+	out, _ := cmd.StdoutPipe()
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the start took %v", took)
+	}
+	lines := bufio.NewScanner(out)
+	if lines.Scan(); lines.Text() != "born" {
+		t.Errorf("%q", lines.Text())
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		populated, _, _ := eventsOf(g.run)
+		if _, frozen, _ := svc.State(); frozen && populated {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it never froze")
+		}
+	}
+	if err := svc.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	if lines.Scan(); lines.Text() != "thawed" {
+		t.Errorf("%q", lines.Text())
+	}
+	if err := g.Kill(); err != nil {
+		t.Error(err)
+	}
+	cmd.Wait()
+}
+
+func TestADaemonInAGroupThatWasOnceKilledCanStartProcesses(t *testing.T) {
+	if os.Getenv("IN_KILLED_GROUP") != "" {
+		r := testRoot(t, false)
+		g, err := r.Group("x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		t.Logf("kills: %d", r.kills)
+		for range 2 {
+			if err := born(t, g); err != nil {
+				t.Error(err)
+			}
+			g.Kill()
+			g.Renew()
+		}
+		return
+	}
+	r := testRoot(t, false)
+	g, err := r.Group("own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for range 3 {
+		g.Kill()
+	}
+	cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$G/cgroup.procs" && exec "$EXE" -test.run=OnceKilled -test.v`)
+	exe, _ := os.Executable()
+	cmd.Env = append(os.Environ(), "IN_KILLED_GROUP=1", "G="+g.Path(), "EXE="+exe)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS") {
+		t.Errorf("%v: %s", err, out)
+	}
+	t.Logf("%s", out)
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,7 +98,48 @@ func openBelow(own, name string) (*Root, error) {
 	if !slices.Contains(rep.Controllers, "memory") {
 		rep.Mode = "hybrid"
 	}
-	return &Root{dir: dir, mark: name, report: rep}, nil
+	r := &Root{dir: dir, mark: name, report: rep}
+	if err := r.countKills(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// maxKills bounds the trials of countKills.
+const maxKills = 100
+
+// countKills finds how often our own cgroup was killed (see the package comment), by starting a program in a group that
+// is killed, empty, once more after each try that died at birth. It takes some milliseconds, once per start of the
+// daemon, and ends at the first try on kernels without the fault.
+func (r *Root) countKills() error {
+	program, args := "/bin/true", []string{"true"}
+	if _, err := os.Stat(program); err != nil {
+		program, args = "/bin/sh", []string{"sh", "-c", ":"}
+	}
+	g, err := r.Group(fmt.Sprintf("trial-%d", os.Getpid()))
+	if err != nil {
+		return err
+	}
+	defer g.Remove()
+	for ; r.kills < maxKills; r.kills++ {
+		attr := &syscall.SysProcAttr{}
+		g.Attr(attr)
+		p, err := os.StartProcess(program, args, &os.ProcAttr{Sys: attr})
+		if err != nil {
+			return fmt.Errorf("start a process in the cgroup %s (needs clone3, Linux 5.7): %w", g.Path(), err)
+		}
+		state, err := p.Wait()
+		if err != nil {
+			return fmt.Errorf("start a process in the cgroup %s: %w", g.Path(), err)
+		}
+		if ws, ok := state.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
+			return nil
+		}
+		if err := write(g.born, "cgroup.kill", "1"); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("processes that are started in the cgroup %s are killed at once: start the daemon from another cgroup", g.Path())
 }
 
 func processes(name string, why error) *Root {

@@ -18,9 +18,9 @@ func (g *Group) LimitMemory(limit int64) error {
 	}
 	// Pass the controller down from the parent of the root to the parent of g.
 	top := filepath.Dir(g.root.dir)
-	rel, err := filepath.Rel(top, filepath.Dir(g.dir))
+	rel, err := filepath.Rel(top, filepath.Dir(g.run))
 	if err != nil {
-		return fmt.Errorf("memory limit of %s: %w", g.dir, err)
+		return fmt.Errorf("memory limit of %s: %w", g.run, err)
 	}
 	dir := top
 	for _, part := range append([]string{"."}, strings.Split(rel, "/")...) {
@@ -29,7 +29,7 @@ func (g *Group) LimitMemory(limit int64) error {
 			return fmt.Errorf("memory limit: pass the memory controller down from %s: %w (a cgroup with processes of its own cannot: set Delegate=yes and DelegateSubgroup=daemon in the unit)", dir, err)
 		}
 	}
-	if err := g.write("memory.max", strconv.FormatInt(limit, 10)); err != nil {
+	if err := write(g.run, "memory.max", strconv.FormatInt(limit, 10)); err != nil {
 		return fmt.Errorf("memory limit: %w", err)
 	}
 	return nil
@@ -38,7 +38,7 @@ func (g *Group) LimitMemory(limit int64) error {
 // CanLimitMemory says, with the reason, when LimitMemory is sure to be refused.
 func (g *Group) CanLimitMemory() error {
 	switch {
-	case g.dir == "":
+	case g.dirs == nil:
 		return fmt.Errorf("a memory limit needs cgroups: %s", g.root.report.NotCovered)
 	case !slices.Contains(g.root.report.Controllers, "memory"):
 		return fmt.Errorf("a memory limit needs the memory controller of cgroup v2, and %s has only %v: boot with systemd.unified_cgroup_hierarchy=1, or remove memory_max",

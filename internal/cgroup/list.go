@@ -82,7 +82,9 @@ func (g *Group) listState() (populated, frozen bool, err error) {
 	}
 	frozen = len(pids) > 0
 	for _, pid := range pids {
-		if _, state := parentOf(pid); state != "T" && state != "" {
+		// D: in the kernel, with the stop pending: it runs no code of its own before it stops. A shell waits so in vfork
+		// for a child that was stopped before its exec.
+		if _, state := parentOf(pid); state != "T" && state != "D" && state != "" {
 			frozen = false
 		}
 	}

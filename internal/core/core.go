@@ -42,13 +42,16 @@ type Core struct {
 	now     cluster.Instant
 	wall    int64
 
-	joined  bool // the log has admitted this run
-	joining bool
-	peers   [cluster.MaxMembers + 1]peer
-	svcs    []*service // in order of ServiceNo
+	joined   bool // the log has admitted this run
+	joinedAt cluster.Instant
+	joining  bool
+	peers    [cluster.MaxMembers + 1]peer
+	svcs     []*service // in order of ServiceNo
+	gone     []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
+	leaderID  string // its name in the Raft configuration, as last told
 	nextKick  cluster.Instant
 	nextBeat  cluster.Instant
 	nextRenew cluster.Instant
@@ -60,6 +63,7 @@ type Core struct {
 	proposals map[uint64]func(*Core, state.Outcome, error)
 	lastProp  uint64
 	out       []Action
+	viewed    plan.View // memory of view
 }
 
 // service is what the core keeps of one service.
@@ -70,7 +74,7 @@ type service struct {
 	gen    cluster.Generation // of the last Grant seen: tells a Grant from a Bump
 
 	// Holder side.
-	closing   bool          // Close was ordered and Shut has not come
+	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
 	releasing *Release
 	nextRel   cluster.Instant
@@ -78,14 +82,18 @@ type service struct {
 	drained   bool   // the order's preparation is done
 	deadline  cluster.Instant
 	restarts  uint64
-	sticking  bool // a Sticky or Unsticky is on its way
+	sticking  bool               // a Sticky or Unsticky is on its way
+	unstuck   cluster.Generation // of the Sticky whose end was proposed: never relied on again, whatever became of the proposal
 	confirmed uint64
 	report    plan.Report
 	gaveUp    string
 	gaveAt    cluster.Instant
+	nextLook  cluster.Instant // when to ask again whether to leave
+	facts     plan.Service    // memory of facts
 
 	// Leader side.
 	move     *move
+	closer   *lease.Coordinator // promises for an epoch that nobody follows, while voters change
 	released map[cluster.Epoch]Release
 	holding  bool
 	verdict  string // why nothing moves, as last decided
@@ -134,9 +142,16 @@ func (c *Core) take() []Action {
 
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
-	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
+	c.findLeader()
+	m := c.st.MemberByID(c.cfg.ID)
+	if m != nil {
 		c.self = m.No
+	}
+	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
+			if !c.joined {
+				c.joinedAt = c.now
+			}
 			c.joined = true
 		}
 	} else if m != nil {
@@ -147,8 +162,11 @@ func (c *Core) refresh() {
 		s := &c.st.Services[i]
 		v := c.find(s.No)
 		if v == nil {
+			v = c.dig(s.No)
+		}
+		if v == nil {
 			v = &service{no: s.No, gen: s.Lock.Gen, restarts: s.Restarts, released: map[cluster.Epoch]Release{}}
-			v.voter.Started = c.started
+			v.voter.Started = c.now // whatever may have been acknowledged for it before
 			v.holder.Self = c.self
 		}
 		v.holder.Self = c.self
@@ -158,9 +176,28 @@ func (c *Core) refresh() {
 	for _, v := range c.svcs {
 		if c.st.Service(v.no) == nil {
 			c.end(v, "the service was removed from the spec", false)
+			v.move, v.order, v.releasing = nil, nil, nil
+			c.gone = append(c.gone, v)
+			if len(c.gone) > maxGone {
+				c.gone = c.gone[1:]
+			}
 		}
 	}
 	c.svcs = kept
+}
+
+// maxGone is more than the state keeps of them.
+const maxGone = 128
+
+// dig takes up again what is known of a deleted service.
+func (c *Core) dig(no cluster.ServiceNo) *service {
+	for i, v := range c.gone {
+		if v.no == no {
+			c.gone = append(c.gone[:i:i], c.gone[i+1:]...)
+			return v
+		}
+	}
+	return nil
 }
 
 func (c *Core) find(no cluster.ServiceNo) *service {
@@ -201,12 +238,16 @@ func (c *Core) propose(cmd *state.Command, done func(*Core, state.Outcome, error
 // Apply applies one command of the log, at once and in order, and answers what follows from it.
 func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.Command) (state.Outcome, []Action, error) {
 	c.now, c.wall = now, wall
+	c.expire()
 	o, err := c.st.Apply(index, cmd)
 	if err != nil {
 		return o, nil, err
 	}
 	c.refresh()
 	if o.Result == lock.Accepted {
+		if cmd.Nop == nil {
+			c.nextPlan = c.now
+		}
 		c.applied(cmd)
 	}
 	return o, c.take(), nil
@@ -216,8 +257,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 func (c *Core) Voters(now cluster.Instant, serverIDs []string) []Action {
 	c.now = now
 	c.st.VotersChanged(serverIDs)
+	c.nextRenew = now // under the new set as soon as can be
 	for _, v := range c.svcs {
-		v.holder.SetVoters(c.st.Group.Sets)
+		v.holder.SetVoters(c.now, c.st.Group.Sets)
 	}
 	return c.take()
 }
@@ -245,13 +287,13 @@ func (c *Core) applied(cmd *state.Command) {
 		c.do(Joined{})
 	case cmd.Settle != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 	case cmd.Desired != nil:
 		c.desired(cmd.Desired)
 	case cmd.MemberAdd != nil:
 		for _, v := range c.svcs {
-			v.holder.SetVoters(c.st.Group.Sets)
+			v.holder.SetVoters(c.now, c.st.Group.Sets)
 		}
 		c.do(SpecChanged{})
 	case cmd.SpecApply != nil, cmd.MemberSet != nil, cmd.MemberRemove != nil:
@@ -265,6 +307,9 @@ func (c *Core) applied(cmd *state.Command) {
 // follow compares a holder with what the log says of its service.
 func (c *Core) follow(v *service) {
 	s := c.rec(v)
+	if s == nil {
+		return // an answer that came after the service was deleted
+	}
 	l := &s.Lock
 	for e := range v.released {
 		if e < l.Epoch {
@@ -306,6 +351,9 @@ func (c *Core) followSticky(v *service, l *lock.Service) {
 	if v.holder.Phase != lease.Serving || l.Epoch != v.holder.Epoch || v.sticking {
 		return
 	}
+	if l.Sticky && l.Gen == v.unstuck {
+		return
+	}
 	if l.Sticky != v.holder.Sticky {
 		v.holder.Stick(c.now, l.Sticky)
 	}
@@ -326,9 +374,26 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: e, Holder: c.self})
 	}
 	v.order, v.drained, v.deadline, v.releasing, v.gaveUp = nil, false, 0, nil, ""
-	v.closing = false
+	if e <= v.voter.Closed {
+		// It was asked for its promise before it heard of its Grant, and gave it.
+		v.holder.Fence()
+		v.closing = true
+		v.closeOf = e
+		v.releasing = &Release{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Why: "the epoch was promised away before its Grant was heard of"}
+		c.do(Close{Service: v.no, Epoch: e, Why: v.releasing.Why})
+		return
+	}
+	v.closing, v.unstuck = false, 0
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now
 	c.renew()
 	c.begin(v)
+}
+
+// Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.
+func (c *Core) Verdict(no cluster.ServiceNo) string {
+	if v := c.find(no); v != nil {
+		return v.verdict
+	}
+	return ""
 }

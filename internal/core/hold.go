@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -88,8 +89,8 @@ func (c *Core) refused(v *service, l Lease) {
 	v.holder.Bumping = e
 	b := lock.Bump{Epoch: e, Holder: c.me(), TTL: v.holder.TTL}
 	c.propose(&state.Command{Bump: &state.Bump{Bump: b, Service: v.no}}, func(c *Core, o state.Outcome, err error) {
-		if v.holder.Bumping == e {
-			v.holder.Bumping = 0
+		if v.holder.Bumping == e && (err != nil || o.Err() != nil) {
+			v.holder.Bumping = 0 // an accepted one counts as under way until it is applied here
 		}
 	})
 }
@@ -105,8 +106,18 @@ func (c *Core) end(v *service, why string, already bool) {
 	}
 	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
 	v.holder.Sticky = false
-	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: why}
+	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: clip(why, 300)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: why})
+}
+
+// expire ends the tenures whose gates have shut by themselves. It comes before anything else that is done with an event: a daemon that was
+// stopped must not renew, on whatever it hears first, what has run out meanwhile.
+func (c *Core) expire() {
+	for _, v := range c.svcs {
+		if v.deadline != 0 && c.now >= v.deadline {
+			c.end(v, "no voter has renewed its lease in time", false)
+		}
+	}
 }
 
 // closeAll is for a member that was removed.
@@ -121,16 +132,25 @@ func (c *Core) closeAll(why string) {
 // onShut sends the Release that waited for everything to be shut.
 func (c *Core) onShut(e Shut) {
 	v := c.find(e.Service)
-	if v == nil || !v.closing || e.Epoch != v.closeOf {
+	if v == nil {
+		for _, g := range c.gone {
+			if g.no == e.Service && e.Err == nil && e.Epoch == g.closeOf && g.closing {
+				g.closing = false
+				g.holder.Shut()
+			}
+		}
 		return
 	}
-	v.closing = false
+	if !v.closing || e.Epoch != v.closeOf {
+		return
+	}
 	if e.Err != nil {
-		v.releasing = nil
+		// Not yet: another Shut comes when what could not be stopped has been killed.
 		c.do(Alarm{Code: "not-shut", Object: c.name(v), Severity: "crit", Text: "could not make sure that everything is shut: " + e.Err.Error(),
 			Remedy: "the lease runs out by itself; look at the processes of the service"})
 		return
 	}
+	v.closing = false
 	if o := v.order; o != nil && o.What == "stop" {
 		c.do(OrderDone{Service: v.no, ID: o.ID, Epoch: v.holder.Epoch})
 		v.order = nil
@@ -202,6 +222,14 @@ func (c *Core) onOrder(o *Order) {
 	c.moveAway(v, o)
 }
 
+// clip bounds what goes into a Release, which is one frame.
+func clip(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n-3], "") + "..."
+	}
+	return s
+}
+
 // moveAway begins to give the service up.
 func (c *Core) moveAway(v *service, o *Order) {
 	o.at = c.now
@@ -245,8 +273,8 @@ func (c *Core) goOn(v *service) {
 		return
 	}
 	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
-	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, To: o.to, What: o.What, By: o.By, Reason: o.Reason,
-		Why: o.Reason, Since: c.now.Sub(o.at)}
+	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, To: o.to, What: clip(o.What, 20), By: clip(o.By, 100),
+		Reason: clip(o.Reason, 300), Why: clip(o.Reason, 300), Since: c.now.Sub(o.at)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: o.What + " ordered by " + o.By, Planned: true})
 }
 
@@ -285,8 +313,14 @@ func (c *Core) tend(v *service) {
 	c.tendVoters(v)
 }
 
+// lookEvery is how often the active asks itself whether it should leave, beside the moment at which something fails.
+const lookEvery = 50 * time.Millisecond
+
 func (c *Core) tendOrder(v *service) {
 	if o := v.order; o != nil {
+		if s := c.rec(v); s != nil && s.Lock.Sticky {
+			c.unstick(v) // until it has worked
+		}
 		if v.drained && !v.closing {
 			c.goOn(v)
 		} else if c.now.Sub(o.at) > orderTimeout {
@@ -306,6 +340,10 @@ func (c *Core) tendOrder(v *service) {
 		v.restarts = s.Restarts
 		c.do(Restart{Service: v.no, Why: "ordered"})
 	}
+	if c.now < v.nextLook {
+		return
+	}
+	v.nextLook = c.now.Add(lookEvery)
 	view := c.view()
 	a := plan.Active{GaveUp: v.gaveUp, Heard: map[cluster.MemberNo]time.Duration{}}
 	for n := range c.peers {
@@ -327,7 +365,7 @@ func (c *Core) tendOrder(v *service) {
 func (c *Core) tendVoters(v *service) {
 	newest := c.st.Group.C()
 	s := c.rec(v)
-	if v.confirmed >= newest || s == nil || s.Lock.Epoch != v.holder.Epoch || s.Lock.Confirmed >= newest {
+	if v.confirmed >= newest || s == nil || !v.holder.MayConfirm(c.now) || s.Lock.Epoch != v.holder.Epoch || s.Lock.Confirmed >= newest {
 		return
 	}
 	before := v.confirmed
@@ -353,12 +391,12 @@ func (c *Core) tendSticky(v *service) {
 		return
 	}
 	spec := c.spec(v)
-	if spec == nil || spec.WitnessLost == "hold" {
+	if spec == nil {
 		return
 	}
 	lost, back := c.witness()
 	switch {
-	case !s.Lock.Sticky && lost:
+	case lost && spec.WitnessLost != "hold" && (!s.Lock.Sticky || v.unstuck == s.Lock.Gen):
 		v.sticking = true
 		c.stick(v, false)
 	case s.Lock.Sticky && back && v.holder.Fresh(c.now) > c.now.Add(v.holder.TTL/2):
@@ -371,7 +409,13 @@ func (c *Core) unstick(v *service) {
 		return
 	}
 	v.sticking = true
+	v.unstuck = c.rec(v).Lock.Gen
 	v.holder.Stick(c.now, false)
+	if d := v.holder.Deadline(c.now); d < v.deadline {
+		// The gates were set to a deadline that no voter has promised to wait for.
+		v.deadline = d
+		c.do(Extend{Service: v.no, Epoch: v.holder.Epoch, Deadline: d, TTL: v.holder.TTL})
+	}
 	c.stick(v, true)
 }
 
@@ -441,6 +485,7 @@ func (c *Core) onHealth(h Health) {
 	case h.Then != "stop":
 		v.gaveUp, v.gaveAt = h.GaveUp, c.now
 		if v.holder.Phase == lease.Serving {
+			v.nextLook = c.now
 			c.tendOrder(v)
 		}
 	}

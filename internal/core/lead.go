@@ -14,9 +14,10 @@ import (
 
 const never = plan.Never
 
-// view is this moment as this member sees it.
+// view is this moment as this member sees it. It is good until the next call: it is made many times a second, and its memory is used again.
 func (c *Core) view() *plan.View {
-	v := &plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3}
+	v := &c.viewed
+	*v = plan.View{Self: c.self, Up: c.now.Sub(c.started), Timing: c.st.Timing(), Group: &c.st.Group, Damping: 3, Members: v.Members[:0]}
 	if s := c.st.Compiled(); s != nil {
 		v.Damping = s.MaxFailovers
 	}
@@ -39,11 +40,16 @@ func (c *Core) spec(v *service) *cluster.ServiceSpec {
 	return all.Service(s.Name)
 }
 
-// facts is everything that is known of one service.
+// facts is everything that is known of one service; good until the next call for this service.
 func (c *Core) facts(v *service) *plan.Service {
 	s := c.rec(v)
-	out := &plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
-		HeldWhy: s.HeldWhy, Reports: map[cluster.MemberNo]plan.Report{}}
+	out := &v.facts
+	if out.Reports == nil {
+		out.Reports = map[cluster.MemberNo]plan.Report{}
+	}
+	clear(out.Reports)
+	*out = plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
+		HeldWhy: s.HeldWhy, Reports: out.Reports}
 	within := 10 * time.Minute
 	if all := c.st.Compiled(); all != nil {
 		within = all.FailoversWithin
@@ -73,19 +79,42 @@ func (c *Core) facts(v *service) *plan.Service {
 	return out
 }
 
-// planEvery is how often the leader looks at every service, beside the moments at which something happens.
+// planEvery is how often the leader looks at every service while one of them may have to move, beside the moments at which something
+// happens.
 const planEvery = 10 * time.Millisecond
+
+// planAgain is when the leader must look again: in calm with the next beat, or when the holder that was silent for longest would count
+// as silent; at once while something moves or nobody serves.
+func (c *Core) planAgain() time.Duration {
+	again := c.renewEvery()
+	kick := c.st.Timing().Kick
+	if len(c.st.Group.Sets) > 1 {
+		return planEvery
+	}
+	for _, v := range c.svcs {
+		s := c.rec(v)
+		if s == nil || (s.Stopped && v.move == nil) {
+			continue
+		}
+		age := c.age(s.Lock.Holder.Node)
+		if _, released := v.released[s.Lock.Epoch]; v.move != nil || released || s.Lock.Holder.Node == 0 || age >= kick {
+			return planEvery
+		}
+		again = min(again, max(kick-age, time.Millisecond))
+	}
+	return again
+}
 
 // lead decides for every service, collects promises, and proposes what they suffice for.
 func (c *Core) lead() {
 	if c.now >= c.nextPlan {
-		c.nextPlan = c.now.Add(planEvery)
 		view := c.view()
 		for _, v := range c.svcs {
 			c.decide(view, v)
 		}
-		c.settle()
+		c.settle(view)
 		c.standAside(view)
+		c.nextPlan = c.now.Add(c.planAgain())
 	}
 	for _, v := range c.svcs {
 		c.collect(v)
@@ -107,7 +136,9 @@ func (c *Core) decide(view *plan.View, v *service) {
 			func(*Core, state.Outcome, error) { v.holding = false })
 	case !d.Move:
 		v.move = nil
-	case v.move == nil || v.move.coord.To != d.To || v.move.coord.Epoch != f.Lock.Epoch:
+	case v.move != nil && v.move.coord.To == d.To && v.move.coord.Epoch == f.Lock.Epoch:
+		v.move.coord.Ask(c.now, d.Ask)
+	default:
 		v.move = &move{coord: lease.Begin(c.now, f.Lock.Epoch, d.To, c.st.Timing().TTL, d.Ask), verdict: d, zero: c.zero(v, f)}
 		if r, ok := v.released[f.Lock.Epoch]; ok {
 			v.move.coord.Promises = []lock.Promise{{Node: f.Lock.Holder.Node, Inc: r.Inc}}
@@ -157,6 +188,13 @@ func (c *Core) collect(v *service) {
 
 func (c *Core) onPromise(from cluster.MemberNo, p *Promise) {
 	v := c.find(p.Service)
+	if v != nil && v.closer != nil && v.closer.Epoch == p.Epoch {
+		if p.Yes {
+			v.closer.Promises = append(without(v.closer.Promises, from), lock.Promise{Node: from, Inc: p.Inc})
+		} else {
+			v.closer.Later(c.now, from, p.Epoch, p.In)
+		}
+	}
 	if v == nil || v.move == nil || v.move.prop || v.move.coord.Epoch != p.Epoch {
 		return
 	}
@@ -209,7 +247,7 @@ func (c *Core) grant(v *service, m *move) {
 
 // tellGranted pushes the news on the lease channel: followers learn the commit index late.
 func (c *Core) tellGranted(v *service, m *move, g lock.Grant, o state.Outcome) {
-	f := &Granted{Service: v.no, Epoch: o.Epoch, To: g.To, TTL: g.TTL, Index: o.Index, Since: c.now.Sub(m.zero)}
+	f := &Granted{Service: v.no, Epoch: o.Epoch, To: g.To, TTL: g.TTL, Index: o.Index, Since: c.now.Sub(m.zero), VoterSets: c.st.Group.C()}
 	for i := range c.st.Members {
 		if p := &c.st.Members[i]; !p.Removed && p.No != c.self {
 			c.do(Send{p.No, f})
@@ -298,16 +336,48 @@ func (c *Core) hearers(n cluster.MemberNo) string {
 
 func (c *Core) dropMoves() {
 	for _, v := range c.svcs {
-		v.move, v.holding = nil, false
+		v.move, v.closer, v.holding, v.verdict = nil, nil, false, ""
 	}
 	c.settling = false
 }
 
+// closeEpoch collects promises for the epoch of a holder that is over and will not be followed by another one (its service is stopped, held or paused):
+// nobody else can say that it does not count under an older voter set.
+func (c *Core) closeEpoch(view *plan.View, v *service) {
+	l := &c.rec(v).Lock
+	over := c.st.Group.Admission(l.Holder.Node).Inc != l.Holder.Inc
+	if l.Holder.Node == 0 || l.Confirmed >= c.st.Group.C() || v.move != nil || !(over || view.Silent(l.Holder.Node)) {
+		v.closer = nil
+		return
+	}
+	ask := c.st.Group.Voters()
+	if over {
+		ask = ask.With(l.Holder.Node)
+	} else {
+		ask = ask.Without(l.Holder.Node)
+	}
+	if v.closer == nil || v.closer.Epoch != l.Epoch {
+		b := lease.Begin(c.now, l.Epoch, lock.Holder{}, 0, ask)
+		v.closer = &b
+	}
+	v.closer.Ask(c.now, ask)
+	for _, n := range v.closer.Due(c.now, 5*c.cfg.Retry) {
+		if n != c.self {
+			c.do(Send{n, &PromiseReq{Service: v.no, Epoch: l.Epoch}})
+		} else if p := c.promise(v, l.Epoch); p != nil {
+			c.onPromise(c.self, p)
+		}
+	}
+}
+
 // settle ends the joint phase of a change of voters as soon as it may end.
-func (c *Core) settle() {
+func (c *Core) settle(view *plan.View) {
 	sets := c.st.Group.Sets
 	if len(sets) < 2 || c.settling {
 		return
+	}
+	for _, v := range c.svcs {
+		c.closeEpoch(view, v)
 	}
 	cmd := &state.Settle{C: c.st.Group.C()}
 	var services []*lock.Service
@@ -315,8 +385,17 @@ func (c *Core) settle() {
 	for _, v := range c.svcs {
 		s := c.rec(v)
 		services = append(services, &s.Lock)
-		if r, ok := v.released[s.Lock.Epoch]; ok {
-			p := []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
+		var p []lock.Promise
+		if r, ok := v.released[s.Lock.Epoch]; ok && r.Inc == c.st.Group.Admission(s.Lock.Holder.Node).Inc {
+			p = []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
+		} else if v.closer != nil && v.closer.Epoch == s.Lock.Epoch {
+			for _, q := range v.closer.Promises {
+				if c.st.Group.Admission(q.Node).Inc == q.Inc {
+					p = append(p, q)
+				}
+			}
+		}
+		if len(p) > 0 {
 			closed[&s.Lock] = p
 			cmd.Closed = append(cmd.Closed, state.Closed{Service: v.no, Epoch: s.Lock.Epoch, Promises: p})
 		}
@@ -334,6 +413,16 @@ func (c *Core) settle() {
 func (c *Core) standAside(view *plan.View) {
 	if c.now < c.nextKick {
 		return
+	}
+	if m := c.st.Member(c.self); m != nil && m.Removed {
+		// Only another leader can take this member's vote away.
+		for _, n := range c.st.Group.Voters().Without(c.self).List() {
+			if p := c.st.Member(n); p != nil && !p.Removed && c.own(n) < view.Timing.Kick {
+				c.nextKick = c.now.Add(500 * time.Millisecond)
+				c.do(Transfer{To: n, Why: "this member was removed"})
+				return
+			}
+		}
 	}
 	for i := range c.st.Services {
 		h := c.st.Services[i].Lock.Holder.Node

@@ -113,6 +113,9 @@ type Granted struct {
 	TTL     time.Duration     `pb:"4"`
 	Index   uint64            `pb:"5"`
 	Since   time.Duration     `pb:"6"` // since the zero of the time line
+	// VoterSets is the number of the newest voter set that the log held then: who counts acknowledgements under older ones only must
+	// not begin before its own log has come so far.
+	VoterSets uint64 `pb:"7"`
 }
 
 func (*Beat) Kind() Kind       { return KindBeat }
@@ -285,8 +288,9 @@ type Received struct {
 // Leadership says who leads the group, as far as Raft knows here, and whether it is this member with everything applied that
 // was committed before its election.
 type Leadership struct {
-	Leader cluster.MemberNo
-	Mine   bool
+	Leader   cluster.MemberNo
+	ServerID string // instead of Leader, where the member may not be known here yet
+	Mine     bool
 }
 
 // Proposed answers Propose. An error means that the outcome is not known.

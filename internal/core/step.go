@@ -20,13 +20,15 @@ type peer struct {
 // Step takes one event and answers what is to be done. now is CLOCK_BOOTTIME, wall the wall clock in ms, for people only.
 func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	c.now, c.wall = now, wall
+	c.expire()
 	switch e := ev.(type) {
 	case Tick:
 		c.tick()
 	case Received:
 		c.receive(e.From, e.Frame)
 	case Leadership:
-		c.leader = e.Leader
+		c.leader, c.leaderID = e.Leader, e.ServerID
+		c.findLeader()
 		if e.Mine != c.leads {
 			c.leads = e.Mine
 			c.dropMoves()
@@ -51,9 +53,10 @@ func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	return c.take()
 }
 
-// Next is when a Tick is due.
+// Next is when a Tick is due. It is counted from the last Tick, so that no flood of other events can put it off: callers let a Tick
+// come when this moment has passed, whatever else there is to do.
 func (c *Core) Next(now cluster.Instant) cluster.Instant {
-	next := now.Add(20 * time.Millisecond)
+	next := c.lastTick.Add(c.idle())
 	at := func(i cluster.Instant) {
 		if i != 0 && i < next {
 			next = i
@@ -62,6 +65,10 @@ func (c *Core) Next(now cluster.Instant) cluster.Instant {
 	at(c.nextBeat)
 	if c.leads {
 		at(c.nextPlan)
+	} else if c.leader != 0 && c.leader != c.self {
+		if silent := c.peers[c.leader].heard.Add(c.st.Timing().Kick); silent > now {
+			at(silent)
+		}
 	}
 	for _, v := range c.svcs {
 		if v.holder.Renews() {
@@ -75,7 +82,25 @@ func (c *Core) Next(now cluster.Instant) cluster.Instant {
 	return max(next, now.Add(time.Millisecond))
 }
 
+// busyTick is how often time passes while something is under way that no frame or answer drives on.
+const busyTick = 20 * time.Millisecond
+
+// idle is how long nothing need be looked at: in calm, as long as the beats leave between them, so that a quiet member wakes up no more
+// often than it has to send.
+func (c *Core) idle() time.Duration {
+	if c.self == 0 || !c.joined || c.leader == 0 || c.own(c.leader) >= c.st.Timing().Kick {
+		return busyTick
+	}
+	for _, v := range c.svcs {
+		if v.order != nil || v.closing || v.releasing != nil || v.move != nil || v.sticking || v.gaveUp != "" {
+			return busyTick
+		}
+	}
+	return min(max(busyTick, c.renewEvery()), 5*busyTick)
+}
+
 func (c *Core) tick() {
+	c.lastTick = c.now
 	if c.self == 0 {
 		return
 	}
@@ -96,7 +121,6 @@ func (c *Core) tick() {
 	if c.leads {
 		c.lead()
 	}
-	c.lastTick = c.now
 }
 
 // join asks the log to admit this run, until it has.
@@ -110,6 +134,7 @@ func (c *Core) join() {
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
 			if err == nil && o.Err() != nil && !c.joined {
+				c.nextJoin = c.now.Add(10 * time.Second) // nothing but an operator changes that
 				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
 			}
 		})
@@ -167,6 +192,7 @@ func (c *Core) heard(from cluster.MemberNo) {
 	p := &c.peers[from]
 	if p.since == 0 {
 		p.since = c.now
+		c.nextPlan = c.now
 		c.do(Announce{})
 	}
 	p.heard = c.now
@@ -189,6 +215,9 @@ func (c *Core) onBeat(from cluster.MemberNo, b *Beat) {
 		v := c.find(r.Service)
 		if v != nil && v.holder.Saw(r.Epoch) {
 			c.end(v, "another member knows of a newer epoch", true)
+		}
+		if s := c.st.Service(r.Service); s != nil && s.Lock.Holder.Node == from && s.Lock.Epoch == r.Epoch && !r.Serving {
+			c.nextPlan = c.now // its tenure has ended
 		}
 	}
 }
@@ -234,15 +263,13 @@ func (c *Core) onPromiseReq(from cluster.MemberNo, r *PromiseReq) {
 func (c *Core) promise(v *service, e cluster.Epoch) *Promise {
 	s := c.rec(v)
 	own := s.Lock.Holder.Node == c.self && s.Lock.Epoch == e
-	if v.holder.Epoch == e && (v.holder.Renews() || v.closing) {
-		// The holder stops first; its Release, sent when all is shut, is its promise.
+	if v.holder.Epoch <= e && (v.holder.Renews() || v.closing || v.holder.Phase == lease.Fenced) {
+		// The holder stops first; its Release, sent when all is shut, is its promise. That holds as well for a later epoch than the one that
+		// it serves: its word counts as that of the holder, whatever of the log it has not seen yet.
 		if v.holder.Renews() {
 			c.end(v, "another member asked for its epoch", false)
 		}
 		return nil
-	}
-	if v.holder.Epoch == e && v.holder.Phase == lease.Fenced {
-		return nil // it could not be made sure that all is shut
 	}
 	a := v.voter.Promise(c.now, e, own, c.known(v))
 	if a.Mute {
@@ -279,8 +306,16 @@ func (c *Core) onGranted(g *Granted) {
 		return
 	}
 	if g.To == c.me() {
+		if c.st.Group.C() < g.VoterSets {
+			return // it would count under voters of before the Grant: its log tells it soon
+		}
 		c.granted(v, g.Epoch, g.TTL)
 		return
+	}
+	if v.order != nil && v.releasing != nil && g.Epoch > v.releasing.Epoch {
+		// The log may be long in saying so: its disk may be the reason for the move.
+		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: g.Epoch, Holder: g.To.Node})
+		v.order = nil
 	}
 	if v.holder.Saw(g.Epoch) {
 		c.end(v, "the next epoch was granted to "+c.st.MemberName(g.To.Node), true)
@@ -321,35 +356,67 @@ func (c *Core) own(n cluster.MemberNo) time.Duration {
 // kick makes this member a candidate when the leader has gone silent and it is the one to do so: the first of the voters that are heard, nodes that
 // serve nothing before those that do, witnesses last, so that only one does it.
 func (c *Core) kick() {
+	if m := c.st.Member(c.self); m == nil || m.Removed {
+		return // nobody sends it beats any more
+	}
 	t := c.st.Timing()
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
 	}
-	if c.now.Sub(c.started) < t.Kick || c.candidate() != c.self {
+	if !c.joined || c.now.Sub(c.joinedAt) < t.Kick {
+		return // a member that has just learned who the others are has not heard them yet
+	}
+	place := c.candidacy()
+	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {
 		return
 	}
 	c.nextKick = c.now.Add(300 * time.Millisecond)
 	c.do(Kick{Why: c.st.MemberName(c.leader) + ", the leader, is heard by nobody"})
 }
 
-func (c *Core) candidate() cluster.MemberNo {
-	best, bestRank := cluster.MemberNo(0), -1
+// nextCandidate is how long the next candidate waits for the one before it: a candidate whose log is behind is refused by those whose log
+// is not, and one of these must then come forward.
+const nextCandidate = 100 * time.Millisecond
+
+// candidacy is this member's place among those that may become candidates, 0 being the first: nodes that serve nothing before those
+// that do, witnesses last. -1: it may not.
+func (c *Core) candidacy() int {
+	mine, before := c.candidateRank(c.self), 0
+	if mine < 0 {
+		return -1
+	}
 	for _, n := range c.st.Group.Voters().List() {
-		m := c.st.Member(n)
-		if m == nil || n == c.leader || (n != c.self && c.own(n) >= c.st.Timing().Kick) {
-			continue
-		}
-		rank := 2
-		if m.Role == cluster.RoleWitness {
-			rank = 0
-		} else if c.holdsAny(n) {
-			rank = 1
-		}
-		if rank > bestRank {
-			best, bestRank = n, rank
+		if r := c.candidateRank(n); n != c.self && (r > mine || r == mine && n < c.self) {
+			before++
 		}
 	}
-	return best
+	return before
+}
+
+func (c *Core) candidateRank(n cluster.MemberNo) int {
+	m := c.st.Member(n)
+	switch {
+	case m == nil || n == c.leader || !c.st.Group.IsVoter(n) || n != c.self && c.own(n) >= c.st.Timing().Kick:
+		return -1
+	case m.Role == cluster.RoleWitness:
+		return 0
+	case c.holdsAny(n):
+		return 1
+	}
+	return 2
+}
+
+// findLeader finds the number of the member that leads: its name may be known before it is.
+func (c *Core) findLeader() {
+	if c.leaderID == "" {
+		return
+	}
+	c.leader = 0
+	for i := range c.st.Members {
+		if c.st.Members[i].ServerID() == c.leaderID {
+			c.leader = c.st.Members[i].No
+		}
+	}
 }
 
 func (c *Core) holdsAny(n cluster.MemberNo) bool {

@@ -29,11 +29,19 @@ type product struct {
 	bed             *bed
 	hanode, witness string // binaries
 	profile         string
-	daemons         map[string]int // pid of the daemon within its host
+	daemons         map[string]int             // pid of the daemon within its host
+	slowDisks       bool                       // the Raft logs' disks can be made slow, by the file slowDisk(host)
+	maxFailovers    int                        // of the spec; 0: so many that nothing is ever held
+	around          func(host string) []string // words before the daemon's own argv, and nil: none
 }
 
 func (p *product) dataDir(host string) string {
 	return filepath.Join(p.bed.world.Host(host).Dir(), "data")
+}
+
+// slowDisk is the file that holds up each write of a host's Raft log, while it exists, by the duration that it contains.
+func (p *product) slowDisk(host string) string {
+	return filepath.Join(p.bed.world.Host(host).Dir(), "slow-disk")
 }
 
 func (p *product) binary(host string) string {
@@ -52,6 +60,9 @@ func (p *product) env(host string) []string {
 	}
 	if g := p.bed.world.Host(host).Cgroup(); g != "" {
 		env = append(env, "HANODE_CGROUP="+g)
+	}
+	if p.slowDisks {
+		env = append(env, "HANODE_FAULT_DISK="+p.slowDisk(host))
 	}
 	for _, pass := range []string{"GOTRACEBACK", "GOCOVERDIR", "HANODE_LOG"} {
 		if v, ok := os.LookupEnv(pass); ok {
@@ -133,7 +144,11 @@ func (p *product) setup(ctx context.Context) error {
 // startDaemon starts `run` on a host; on nodes it waits until the daemon answers on its socket.
 func (p *product) startDaemon(ctx context.Context, host string) error {
 	h := p.bed.world.Host(host)
-	pid, err := h.Spawn(ctx, world.Cmd{Argv: []string{p.binary(host), "run", "--data", p.dataDir(host)}, Env: p.env(host), Log: h.Log("daemon")})
+	argv := []string{p.binary(host), "run", "--data", p.dataDir(host)}
+	if p.around != nil {
+		argv = append(p.around(host), argv...)
+	}
+	pid, err := h.Spawn(ctx, world.Cmd{Argv: argv, Env: p.env(host), Log: h.Log("daemon")})
 	if err != nil {
 		return err
 	}
@@ -196,9 +211,13 @@ func (p *product) spec() string {
 	for _, a := range append(append([]string(nil), p.bed.self...), demoapp.Command, "--listen", fmt.Sprintf(":%d", Port), "--pidfile", "/run/"+pidFile) {
 		argv = append(argv, fmt.Sprintf("%q", a))
 	}
+	max := p.maxFailovers
+	if max == 0 {
+		max = 1000
+	}
 	return fmt.Sprintf(`cluster {
   profile       = %q
-  max_failovers = 1000
+  max_failovers = %d
 }
 
 service %q {
@@ -219,7 +238,7 @@ service %q {
     restarts = 0
   }
 }
-`, p.profile, serviceName, nodeA, nodeB, VIP, strings.Join(argv, ", "), Port)
+`, p.profile, max, serviceName, nodeA, nodeB, VIP, strings.Join(argv, ", "), Port)
 }
 
 func (p *product) apply(ctx context.Context) error {
@@ -270,10 +289,15 @@ type status struct {
 		Profile string `json:"profile"`
 		Leader  string `json:"leader"`
 		Quorum  bool   `json:"quorum"`
+		Votes   struct {
+			Heard int `json:"heard"`
+			Total int `json:"total"`
+		} `json:"votes"`
 	} `json:"cluster"`
 	Members []struct {
-		Name  string `json:"name"`
-		State string `json:"state"`
+		Name   string `json:"name"`
+		State  string `json:"state"`
+		NodeID string `json:"node_id"`
 	} `json:"members"`
 	Services []struct {
 		Name       string   `json:"name"`
@@ -282,6 +306,7 @@ type status struct {
 		Reasons    []string `json:"protection_reasons"`
 		Active     string   `json:"active"`
 		Standby    string   `json:"standby"`
+		IfFails    string   `json:"if_active_fails"`
 		Epoch      uint64   `json:"epoch"`
 	} `json:"services"`
 	Alarms []struct {
@@ -335,7 +360,8 @@ func (p *product) status(ctx context.Context, hosts ...string) (status, error) {
 		out, err := p.command(asking, host, "status", "--json")
 		cancel()
 		var st status
-		if err == nil {
+		var ce *commandError
+		if err == nil || errors.As(err, &ce) && ce.exit == 4 { // without a quorum there is an answer all the same
 			err = json.Unmarshal(out, &st)
 		}
 		if err != nil {

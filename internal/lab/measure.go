@@ -225,12 +225,18 @@ type session struct {
 	prod *product
 }
 
-func (s *session) open(ctx context.Context) (err error) {
+func (s *session) open(ctx context.Context) (err error) { return s.openWith(ctx, nil) }
+
+// openWith lets the caller change how the product is run before it is.
+func (s *session) openWith(ctx context.Context, change func(*product)) (err error) {
 	dir := s.cfg.Dir
 	if s.bed, err = newBed(ctx, s.cfg.Self, dir, s.cfg.Keep, nil); err != nil {
 		return err
 	}
 	s.prod = &product{bed: s.bed, hanode: s.cfg.Hanode, witness: s.cfg.Witness, profile: s.cfg.Profile}
+	if change != nil {
+		change(s.prod)
+	}
 	if err := s.prod.setup(ctx); err != nil {
 		return fmt.Errorf("the cluster did not come up: %w", err)
 	}

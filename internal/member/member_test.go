@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ type host struct {
 	m      *Member
 	cancel context.CancelFunc
 	done   chan error
+	skew   atomic.Int64 // of its wall clock, ns
 
 	mu       sync.Mutex
 	deadline cluster.Instant
@@ -72,7 +74,8 @@ func (h *host) start() {
 	if os.Getenv("HANODE_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("member", h.name)
 	}
-	h.m, err = New(Config{Dir: d, Local: h, Log: log, Version: "test", Ballast: -1})
+	h.m, err = New(Config{Dir: d, Local: h, Log: log, Version: "test", Ballast: -1,
+		Wall: func() time.Time { return time.Now().Add(time.Duration(h.skew.Load())) }})
 	if err != nil {
 		d.Close()
 		h.t.Fatal(err)
@@ -199,7 +202,7 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	var d *state.Decision
 	eventually(t, "the decision is in the log", func() bool {
 		_ = b.m.On(func(c *core.Core) { d = c.State().Decision(c.State().Services[0].LastMove) })
-		return d != nil && len(d.Steps) > 1
+		return d != nil && d.EpochTo == 2 && len(d.Steps) > 1
 	})
 	if d.Kind != "failover" || !strings.Contains(d.Sentence, "b took over because a") {
 		t.Errorf("the decision: %+v", d)
@@ -207,7 +210,9 @@ func TestTheStandbyTakesOverWhenTheActiveDies(t *testing.T) {
 	a.start()
 	eventually(t, "a follows again", func() bool {
 		ok := false
-		_ = a.m.On(func(c *core.Core) { ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2 })
+		_ = a.m.On(func(c *core.Core) {
+			ok = c.Joined() && len(c.State().Services) == 1 && c.State().Services[0].Lock.Epoch == 2
+		})
 		return ok
 	})
 	if a.active() != 0 || b.active() != 2 {
@@ -234,5 +239,53 @@ func TestASwitchoverMovesTheServiceWithinMilliseconds(t *testing.T) {
 	}
 	if took > 2*time.Second {
 		t.Errorf("the switchover took %v", took)
+	}
+}
+
+func TestMembersHearOfEachOthersHealth(t *testing.T) {
+	a, b, w := trio(t)
+	for _, h := range []*host{a, b, w} {
+		eventually(t, h.name+" knows the health of three members", func() bool {
+			known := 0
+			for _, one := range h.m.Health() {
+				if one.Known && one.Alive && one.Version == "test" && one.FreeDisk > 0 {
+					known++
+				}
+			}
+			return known == 3
+		})
+	}
+	for _, one := range b.m.Health() {
+		if one.ClockOffset.Abs() > 2*time.Second {
+			t.Errorf("the clock of member %d is said to be off by %v on the same machine", one.Member, one.ClockOffset)
+		}
+	}
+	if err := a.m.On(func(c *core.Core) {
+		for no, want := range map[cluster.MemberNo]string{1: "a", 2: "b", 3: "w"} {
+			if got := c.State().MemberName(no); got != want {
+				t.Errorf("member %d is %s, want %s", no, got, want)
+			}
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheClockOfAMemberIsJudgedByTheQuickestOfItsNews(t *testing.T) {
+	var c clock
+	if c.offset() != 0 {
+		t.Error("nothing was told, and an offset is known")
+	}
+	for _, delay := range []int64{900, 30, 400, 700} { // its clock is 2000 ms ahead of ours
+		c.add(10_000+2000, 10_000+delay)
+	}
+	if got := c.offset(); got != 1970*time.Millisecond {
+		t.Errorf("the offset is %v, want 1.97s", got)
+	}
+	for range 4 { // it was set right
+		c.add(20_000, 20_040)
+	}
+	if got := c.offset(); got != -40*time.Millisecond {
+		t.Errorf("the offset is %v, want -40ms", got)
 	}
 }

@@ -87,7 +87,11 @@ func (m *Member) keepRoster(ctx context.Context) error {
 		var members []state.Member
 		settled, empty := false, false
 		if m.On(func(c *core.Core) {
-			members = append(members, c.State().Members...)
+			for _, p := range c.State().Members {
+				// A member that the log has not admitted yet extends no lease: it gets its vote when it does.
+				p.NoVote = p.NoVote || c.State().Group.Admission(p.No).Inc == 0
+				members = append(members, p)
+			}
 			settled = len(c.State().Group.Sets) <= 1
 			empty = c.State().ClusterID == "" || len(c.State().Members) == 0
 		}) != nil {

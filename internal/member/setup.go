@@ -222,6 +222,9 @@ func (m *Member) MakeToken(ctx context.Context, role cluster.Role, name, replace
 	if err != nil {
 		return pki.Token{}, err
 	}
+	if err := m.WaitJoined(ctx); err != nil {
+		return pki.Token{}, err
+	}
 	_ = m.On(func(c *core.Core) {
 		for i := range c.State().Members {
 			if p := &c.State().Members[i]; !p.Removed && p.Role == cluster.RoleNode && p.ID != m.id {
@@ -240,6 +243,26 @@ func (m *Member) MakeToken(ctx context.Context, role cluster.Role, name, replace
 	h := t.Record().Hash
 	o, err := m.Commit(ctx, &state.Command{Who: who, TokenCreate: &state.Token{Hash: h[:], Role: role, Name: name, Until: state.Millis(t.Expires), Replace: replace, Who: who}})
 	return t, errors.Join(err, o.Err())
+}
+
+// WaitJoined returns when the log has admitted this run.
+func (m *Member) WaitJoined(ctx context.Context) error {
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		joined := false
+		if err := m.On(func(c *core.Core) { joined = c.Joined() }); err != nil {
+			return err
+		}
+		if joined {
+			return nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return errors.New("this member is not admitted to the group yet: it needs a quorum; see hanode status")
+		}
+	}
 }
 
 // serveJoin lets new members join through this one, if it can sign.
@@ -321,4 +344,13 @@ func (m *Member) admit(ctx context.Context, r link.JoinRequest) (link.JoinAnswer
 		a.CAs = append(a.CAs, c.Raw)
 	}
 	return a, err
+}
+
+// Fingerprint is that of the authority in a state directory.
+func Fingerprint(dir string) (string, error) {
+	id, err := pki.LoadIdentity(dir)
+	if err != nil {
+		return "", err
+	}
+	return pki.FingerprintOf(id.CAs[0]).String(), nil
 }

@@ -5,7 +5,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/raft"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/netid/vip"
 )
@@ -14,6 +16,7 @@ import (
 type alarm struct {
 	Code, Object, Severity, Text, Remedy string
 	Since                                time.Time
+	Last                                 time.Time // when it was raised last
 }
 
 // maxAlarms bounds what a node remembers; beyond it new ones are only logged.
@@ -39,11 +42,12 @@ func (n *Node) raise(code, object, severity, text, remedy string) {
 		n.log.Warn(text, "alarm", code, "object", object, "do", remedy)
 		a.Since = time.Now()
 	}
-	a.Code, a.Object, a.Severity, a.Text, a.Remedy = code, object, severity, text, remedy
+	a.Code, a.Object, a.Severity, a.Text, a.Remedy, a.Last = code, object, severity, text, remedy, time.Now()
 	if n.alarms.all == nil {
 		n.alarms.all = map[[2]string]alarm{}
 	}
 	n.alarms.all[k] = a
+	n.alerts.Raise(notify.Alarm{Code: code, Object: object, Severity: severity, Text: text, Remedy: remedy, Since: a.Since})
 }
 
 // clear ends an alarm.
@@ -54,6 +58,7 @@ func (n *Node) clear(code, object string) {
 	if _, have := n.alarms.all[k]; have {
 		n.log.Info("alarm over", "alarm", code, "object", object)
 		delete(n.alarms.all, k)
+		n.alerts.Clear(code, object)
 	}
 }
 
@@ -62,7 +67,12 @@ func (n *Node) standing() []alarm {
 	n.alarms.mu.Lock()
 	defer n.alarms.mu.Unlock()
 	var out []alarm
-	for _, a := range n.alarms.all {
+	for k, a := range n.alarms.all {
+		if a.Code == duplicate && time.Since(a.Last) > duplicateLasts {
+			delete(n.alarms.all, k)
+			n.alerts.Clear(a.Code, a.Object)
+			continue
+		}
 		out = append(out, a)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Since.Before(out[j].Since) })
@@ -91,10 +101,65 @@ func (n *Node) onRaftAlarm(a raft.Alarm) {
 	}
 }
 
+// witnessGone is how long a witness must have been silent for the alarm: as long as the active waits until it goes on without it.
+const witnessGone = 5 * time.Second
+
+// watchWitness raises an alarm for each voting witness that nobody has heard for long: the next failure is not survived.
+func (n *Node) watchWitness() {
+	gone := map[string]bool{}
+	_ = n.m.On(func(c *core.Core) {
+		for i := range c.State().Members {
+			m := &c.State().Members[i]
+			if m.Role == cluster.RoleWitness && c.State().Group.IsVoter(m.No) {
+				gone[m.Name] = !m.Removed && c.Age(m.No) >= witnessGone
+			}
+		}
+	})
+	for name, silent := range gone {
+		if silent {
+			n.raise("witness-lost", name, "crit", "the witness "+name+" is heard by nobody: without it the next failure stops the services", "look at "+name+" and its network; if it is gone for good: hanode member replace "+name)
+		}
+	}
+	for _, a := range n.standing() {
+		if a.Code == "witness-lost" && !gone[a.Object] {
+			n.clear(a.Code, a.Object)
+		}
+	}
+}
+
+// watchHeld raises an alarm for each service that is held: nothing moves it until an operator says so.
+func (n *Node) watchHeld() {
+	held := map[string]string{}
+	_ = n.m.On(func(c *core.Core) {
+		for i := range c.State().Services {
+			if s := &c.State().Services[i]; s.Lock.Held {
+				held[s.Name] = s.HeldWhy
+			}
+		}
+	})
+	for name, why := range held {
+		n.raise("held", name, "crit", name+" is held: "+why, "find out why it failed so often, then hanode service clear "+name)
+	}
+	for _, a := range n.standing() {
+		if a.Code == "held" && held[a.Object] == "" {
+			n.clear(a.Code, a.Object)
+		}
+	}
+}
+
+// A duplicate address is over when it has not been seen for this long.
+const (
+	duplicate      = "duplicate-address"
+	duplicateLasts = time.Minute
+)
+
 func (n *Node) onVIP(e vip.Event) {
 	switch e.Kind {
 	case vip.Duplicate:
-		n.raise("duplicate-address", e.Prefix.Addr().String(), "crit", e.String(), "find the machine with this MAC and take the address away from it")
+		if s := n.byNo(e.Service); s == nil || !s.active.Load() {
+			return // the next active has it already, and here it is on its way out, behind a shut gate
+		}
+		n.raise(duplicate, e.Prefix.Addr().String(), "crit", e.String(), "find the machine with this MAC and take the address away from it")
 	default:
 		n.log.Warn(e.String(), "interface", e.Interface, "address", e.Prefix.String())
 	}

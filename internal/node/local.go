@@ -91,7 +91,7 @@ func (n *Node) extend(a core.Extend) {
 		return
 	}
 	s.active.Store(true)
-	n.guardActive(s, true)
+	n.log.Info("active", "service", s.name, "epoch", a.Epoch)
 	now := n.m.Now()
 	since := time.Duration(s.since.Load()) + now.Sub(cluster.Instant(s.granted.Load()))
 	n.order(a.Service, orderOpen{epoch: a.Epoch, at: now, since: since})
@@ -134,6 +134,9 @@ func (n *Node) announce() {
 
 // Applied follows the log.
 func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
+	if a := cmd.AckAlarm; a != nil && o.Err() == nil {
+		n.alerts.Ack(a.Code, a.Object)
+	}
 	n.news.applied(index)
 }
 

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -19,7 +20,9 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/failover/supervise/launch"
 	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/guard"
@@ -49,6 +52,7 @@ type Node struct {
 	dir   *member.Dir
 	m     *member.Member
 	rt    rt.Report
+	late  *rt.Histogram // of the loop's timer
 	root  *cgroup.Root
 	gate  *gate.Gate
 	vips  *vip.Keeper
@@ -61,28 +65,23 @@ type Node struct {
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
 	alarms alarms
+	alerts *notify.Notifier // tells people of them
 	orders orders
 	news   news
 
 	announceNow  chan struct{}
 	reconcileNow chan struct{}
-	spec         *cluster.Spec // as last reconciled
+	stop         context.CancelFunc // ends the daemon in good order
 }
 
 // New opens everything. It must be called on a fresh process: it makes the process punctual (real-time scheduling, locked memory).
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, services: map[cluster.ServiceNo]*service{}, stopping: map[cluster.ServiceNo]context.CancelFunc{},
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
+	n.late = rt.NewHistogram(lateWindow)
 	n.news.init()
 	n.orders.init()
-	undo := func(f func()) {
-		defer func() {
-			if err != nil {
-				f()
-			}
-		}()
-	}
-	_ = undo
+	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
@@ -101,15 +100,20 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rt = rt.EnterWith(rt.Daemon())
-	if e := n.rt.Err(); e != nil {
-		n.log.Warn("this process is not as punctual as it should be", "err", e)
+	if e := errors.Join(n.rt.Sched, n.rt.Memory); e != nil {
 		n.raise("not-realtime", n.dir.Identity.Name, "warn", "real-time scheduling or locked memory was refused: "+e.Error(), "profile normal at best; see docs/operations.md")
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm}); err != nil {
+	if n.rt.OOM != nil {
+		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
+	}
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late}); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
+
+// lateWindow is over what time the loop's lateness is counted.
+const lateWindow = 5 * time.Minute
 
 func (n *Node) close() {
 	if n.vips != nil {
@@ -149,6 +153,8 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	// Two contexts: services and links go on while the services are handed over at the end.
+	ctx, n.stop = context.WithCancel(ctx)
+	defer n.stop()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
@@ -161,6 +167,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.reconcile(gctx) })
 	g.Go(func() error { return n.announcer(gctx) })
 	g.Go(func() error { return n.serveAPI(gctx) })
+	g.Go(func() error { return n.saveStatus(gctx) })
+	g.Go(func() error { return n.watchHealth(gctx) })
+	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {
 		select {
@@ -177,6 +186,24 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	if errors.Is(err, context.Canceled) {
 		err = nil
+	}
+	return err
+}
+
+// leave ends the daemon after the cluster has let this member go.
+func (n *Node) leave() { n.stop() }
+
+// hopeless ends the daemon in good order: the disk of the log does not answer any more.
+func (n *Node) hopeless() { n.stop() }
+
+// sever destroys the sockets on addresses that this node no longer serves.
+func (n *Node) sever(addrs []netip.Addr) (int, error) { return gate.DestroySockets(addrs) }
+
+// runAlert runs the program of an alert, without what the daemon is.
+func runAlert(ctx context.Context, argv, env []string, in []byte) error {
+	r, err := launch.Run(ctx, launch.Program{Argv: argv, Env: append(launch.BaseEnv("", ""), env...), Input: in}, 4096)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("exit status %d: %s", r.Code, r.FirstLine(256))
 	}
 	return err
 }

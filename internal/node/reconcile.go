@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"time"
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/failover/agent"
@@ -27,6 +26,9 @@ func (n *Node) reconcile(ctx context.Context) error {
 		err := n.m.On(func(c *core.Core) {
 			joined = c.Joined()
 			st := c.State()
+			if spec := st.Compiled(); spec != nil {
+				n.alerts.SetSpec(spec)
+			}
 			for i := range st.Services {
 				s := &st.Services[i]
 				if spec := st.Compiled().Service(s.Name); spec != nil && s.Lock.Eligible.Has(c.Self()) {
@@ -86,6 +88,11 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 		return err
 	}
 	var errs error
+	defer func() {
+		if _, err := n.gate.ForgetStrangers(); err != nil { // addresses of an earlier run that are in no spec any more
+			n.log.Warn("gate", "err", err)
+		}
+	}()
 	for _, w := range fresh {
 		if err := n.startService(w); err != nil {
 			errs = fmt.Errorf("service %s: %w", w.spec.Name, err)
@@ -104,8 +111,7 @@ func needsStop(old, new *cluster.ServiceSpec) bool {
 // startService makes everything that one service needs here.
 func (n *Node) startService(w wanted) error {
 	spec := w.spec
-	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), w: n.world(w.no)}
-	s.health.checks = map[string]string{}
+	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), w: n.world()}
 	s.addrs = s.vipAddrs()
 	var err error
 	if s.page, err = page.Create(spec.Name); err != nil {
@@ -179,8 +185,9 @@ func (n *Node) stopService(ctx context.Context, s *service) {
 	s.page.Close()
 }
 
-func (n *Node) world(no cluster.ServiceNo) world {
-	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log}
+func (n *Node) world() world {
+	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log,
+		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) }}
 }
 
 func (n *Node) output(service string) func(string, []byte) {
@@ -197,16 +204,10 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 	if len(s.spec.Checks) == 0 {
 		return
 	}
-	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: func() string {
-		if s.active.Load() {
-			return supervise.Active
-		}
-		return supervise.Standby
-	}}, s.onCheck)
+	go s.keepJudging(ctx)
+	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Group: s.group,
+		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {
 		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")
 	}
 }
-
-// reconcileEvery is how often the services are compared with the spec even if nothing was heard of a change.
-const reconcileEvery = 10 * time.Second

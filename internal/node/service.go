@@ -12,7 +12,9 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
+	"github.com/hanode/hanode/internal/cgroup"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/page"
 )
@@ -43,7 +45,7 @@ type world struct {
 	record   func(service string, d state.Decision) // adds steps to the service's last decision
 	sever    func([]netip.Addr) (int, error)        // destroys the sockets on these addresses
 	identity identity
-	guard    func(active bool) // tells the guard whether this service is active here
+	onLoop   func(func()) // runs on the loop, where the page is written
 	self     string
 	log      *slog.Logger
 }
@@ -58,14 +60,20 @@ type service struct {
 	page  *page.Writer
 	procs processes
 	addrs []netip.Addr
+	group *cgroup.Group
+	ended chan struct{} // closed when its goroutine has ended
 
 	orders chan any
 	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
-	epoch  atomic.Uint64 // of the present tenure here; 0: none
-	active atomic.Bool
+	epoch   atomic.Uint64 // of the present tenure here; 0: none
+	active  atomic.Bool
+	since   atomic.Int64  // of the last Begin: time since the zero of the time line
+	granted atomic.Int64  // of the last Begin: when it came
+	life    atomic.Uint64 // counts the starts of the processes, for the checks
 
 	mu       sync.Mutex
 	health   healthState
+	checks   map[string]agent.Status
 	readyAt  cluster.Instant
 	openedAt cluster.Instant
 	zero     cluster.Instant // of the time line
@@ -74,8 +82,8 @@ type service struct {
 
 type healthState struct {
 	up        bool // the processes of the present role run
-	checks    map[string]string
 	unhealthy string
+	byCheck   bool
 	gaveUp    string
 	then      string
 }
@@ -178,10 +186,7 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 	default:
 		s.step("processes started", "")
 	}
-	s.mu.Lock()
-	s.health.up = true
-	s.mu.Unlock()
-	s.tell()
+	s.up()
 	if len(s.spec.Checks) == 0 {
 		s.ready("processes run")
 	}
@@ -191,9 +196,11 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 func (s *service) begin(o orderOpen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.life.Add(1)
 	s.openedAt, s.readyAt, s.steps = o.at, 0, nil
 	s.zero = o.at.Add(-o.since)
-	s.health = healthState{checks: s.health.checks, up: s.health.up && s.spec.Hot()}
+	s.health = healthState{up: s.health.up && s.spec.Hot()}
+	s.checks = nil
 }
 
 func (s *service) step(what, detail string) {
@@ -248,6 +255,7 @@ func (s *service) close(ctx context.Context, o orderClose) {
 	}
 	if o.planned && err == nil && s.spec.Hot() && s.running() {
 		if e := s.demote(ctx, o.epoch); e == nil {
+			s.up()
 			return
 		}
 	}
@@ -256,6 +264,11 @@ func (s *service) close(ctx context.Context, o orderClose) {
 		if err != nil {
 			return
 		}
+	}
+	// A process that is born into a frozen group never gets to its exec, and the thread that made it waits for that.
+	if e := s.procs.Thaw(); e != nil {
+		s.w.log.Error("thaw the group of the processes", "service", s.name, "err", e)
+		return
 	}
 	if err != nil { // what could not be frozen is dead now
 		s.w.step(core.Shut{Service: s.no, Epoch: o.epoch})
@@ -287,7 +300,20 @@ func (s *service) running() bool {
 	return true
 }
 
+// asStandby says on the page that the service does not act here, and that the guard has nothing to kill; health begins anew.
+func (s *service) asStandby() {
+	s.w.onLoop(func() {
+		if !s.active.Load() {
+			s.page.Set(cluster.Epoch(s.epoch.Load()), 0, page.Standby)
+		}
+	})
+	s.mu.Lock()
+	s.health, s.checks = healthState{}, nil
+	s.mu.Unlock()
+}
+
 func (s *service) demote(ctx context.Context, e cluster.Epoch) error {
+	s.asStandby()
 	if err := s.procs.Thaw(); err != nil {
 		return err
 	}
@@ -299,10 +325,8 @@ func (s *service) standby(ctx context.Context) {
 	if s.active.Load() {
 		return
 	}
-	s.mu.Lock()
-	s.health = healthState{checks: map[string]string{}}
-	s.mu.Unlock()
-	if s.page != nil && s.spec.Hot() {
+	s.asStandby()
+	if s.spec.Hot() {
 		if err := s.procs.Start(ctx, supervise.Standby, cluster.Epoch(s.epoch.Load())); err != nil {
 			if ctx.Err() == nil {
 				s.failed("the standby could not be started: "+err.Error(), "ignore")
@@ -310,10 +334,7 @@ func (s *service) standby(ctx context.Context) {
 			return
 		}
 	}
-	s.mu.Lock()
-	s.health.up = true
-	s.mu.Unlock()
-	s.tell()
+	s.up()
 }
 
 // prepare stops, in good order, what must not run on two nodes: everything cold; everything at all when the service is to stop.
@@ -350,17 +371,15 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 		s.failed("stop for a restart: "+err.Error(), s.spec.OnFailure.Then)
 		return
 	}
+	s.life.Add(1)
 	s.mu.Lock()
-	s.health = healthState{checks: s.health.checks}
+	s.health, s.checks, s.readyAt, s.openedAt = healthState{}, nil, 0, s.w.now()
 	s.mu.Unlock()
 	if err := s.procs.Start(ctx, role, cluster.Epoch(s.epoch.Load())); err != nil {
 		s.failed("start again: "+err.Error(), s.spec.OnFailure.Then)
 		return
 	}
-	s.mu.Lock()
-	s.health.up = true
-	s.mu.Unlock()
-	s.tell()
+	s.up()
 }
 
 // leave is the end of the daemon: nothing of the service stays.
@@ -383,6 +402,21 @@ func (s *service) stopTime() time.Duration {
 		d += s.spec.Processes[i].StopTimeout
 	}
 	return d
+}
+
+// setSpec takes over changes of policy, which need no stop.
+func (s *service) setSpec(spec cluster.ServiceSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spec = &spec
+}
+
+// up notes that the processes of the present role run.
+func (s *service) up() {
+	s.mu.Lock()
+	s.health.up = true
+	s.mu.Unlock()
+	s.tell()
 }
 
 // failed notes that the service cannot run here.

@@ -109,6 +109,11 @@ func TestWhatIsNotACertificateOfThisClusterIsRefused(t *testing.T) {
 			t.Errorf("%s: accepted as %+v", name, s)
 		}
 	}
+	fork := verifier(a, day0) // the cluster after a recover: same authority, new id
+	fork.ClusterID = NewClusterID()
+	if _, err := fork.Verify([]*x509.Certificate{id.Cert}); err == nil {
+		t.Error("a member of the cluster before its fork was accepted")
+	}
 	if _, err := v.Verify([]*x509.Certificate{witness.Cert}); !errors.Is(err, ErrRevoked) {
 		t.Errorf("revoked: %v", err)
 	}

@@ -40,6 +40,16 @@ func TestATokenIsOneLineThatReadsBackWhole(t *testing.T) {
 		if _, err := ParseToken(line[:n]); err == nil {
 			t.Fatalf("the first %d characters were taken for a token", n)
 		}
+		if n < len(tokenPrefix) {
+			continue
+		}
+		typo := []byte(line)
+		if typo[n] = 'A'; line[n] == 'A' {
+			typo[n] = 'B'
+		}
+		if _, err := ParseToken(string(typo)); err == nil {
+			t.Fatalf("a wrong character %d was not noticed", n)
+		}
 	}
 }
 
@@ -69,11 +79,17 @@ func TestATokenRecognisesItsClusterAndNoOther(t *testing.T) {
 	tok := token(t, a)
 	id, op := member(t, a, "a", cluster.RoleNode), member(t, a, "alice", RoleOperator)
 	foreign := member(t, other, "a", cluster.RoleNode)
+	evil, err := NewAuthority(a.ClusterID, day0) // somebody between, who read the cluster's id
+	if err != nil {
+		t.Fatal(err)
+	}
+	between := member(t, evil, "a", cluster.RoleNode)
 	if s, err := tok.VerifyServer([]*x509.Certificate{id.Cert, a.Cert}, day0); err != nil || s != id.Subject {
 		t.Fatalf("own cluster: %+v, %v", s, err)
 	}
 	for what, chain := range map[string][]*x509.Certificate{
 		"foreign":                      {foreign.Cert, other.Cert},
+		"a made-up authority":          {between.Cert, evil.Cert},
 		"foreign with our authority":   {foreign.Cert, a.Cert},
 		"an operator":                  {op.Cert, a.Cert},
 		"a member without its CA":      {id.Cert},

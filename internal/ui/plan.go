@@ -21,7 +21,11 @@ func Plan(w io.Writer, p *api.Plan, command string, o Options) {
 	}
 	fmt.Fprintln(w)
 	if len(p.Steps) > 0 || p.OutageMs > 0 {
-		line := "Takes about " + span(p.ExpectedMs.D()) + ". "
+		takes := p.ExpectedMs
+		for i := 0; p.ExpectedMs == 0 && i < len(p.Steps); i++ {
+			takes += p.Steps[i].TookMs
+		}
+		line := "Takes about " + span(takes.D()) + ". "
 		if p.OutageMs > 0 {
 			line += "Clients wait about " + span(p.OutageMs.D()) + "."
 		} else {

@@ -185,6 +185,8 @@ func span(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-"
+	case d == 0:
+		return "0 ms"
 	case d < time.Millisecond:
 		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 	case d < 10*time.Millisecond && d%time.Millisecond >= 100*time.Microsecond:
@@ -249,3 +251,6 @@ func next(w io.Writer, o Options, commands []string) {
 		fmt.Fprintln(w, o.paint(bold, head)+clean(cmd))
 	}
 }
+
+// Clock is a time as the screens show it.
+func (o Options) Clock(t time.Time) string { return o.clock(t, toSecond) }

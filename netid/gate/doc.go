@@ -43,11 +43,12 @@
 //
 // # Limits
 //
-// Not seen by it: an address that is translated (DNAT) to the VIP on this very host (form nft does see that), AF_XDP,
-// packet sockets with PACKET_QDISC_BYPASS, more than three VLAN tags in one frame, the time between the birth of an
-// interface and the event (a few ms; none for nft), an AF_PACKET reader before the hook, an ARP claim sent by a packet
-// socket (only form nft), a paused virtual machine. Whoever detaches the programs or flushes the ruleset opens the gate:
-// Run looks once a second, puts it back and says so. A closed node also drops what it would only forward to the VIP.
+// Not seen by it: what a program that was attached later in front of it lets pass or redirects; an address that is
+// translated (DNAT) to the VIP on this very host (form nft does see that); AF_XDP; packet sockets with
+// PACKET_QDISC_BYPASS, or in form nft any claim by ARP that a packet socket sends; more than three VLAN tags in one frame;
+// the time between the birth of an interface and its event (a few ms; none for nft); a paused virtual machine. Whoever
+// detaches the programs or flushes the ruleset opens the gate: Run looks twice a second, puts it back and says so; in
+// form nft so does the next Refresh. A closed node also drops what it would only forward to the VIP, or from it.
 // 64-bit machines: a deadline is one atomic word.
 //
 // # What callers must do

@@ -39,7 +39,7 @@ type Config struct {
 const MaxAhead = 2 * time.Minute
 
 // lookEvery is the time between two comparisons of the kernel's state with the wanted one.
-const lookEvery = time.Second
+const lookEvery = 500 * time.Millisecond
 
 // enforcer is one form of the gate in the kernel. Slot 0 is never open.
 type enforcer interface {
@@ -60,17 +60,22 @@ type Gate struct {
 	log   *slog.Logger
 	base  map[string]uint64 // what the tests of Open left in the counters
 
-	mu     sync.Mutex // guards what follows and the order of changes; never held while interfaces are attached
 	kernel enforcer
-	slots  map[cluster.ServiceNo]uint32
+
+	// Locked in this order. Only mu is on the way of Refresh, and nothing slow is done under it.
+
+	attach sync.Mutex // held while interfaces are attached or counters read
+	bare   uint64     // 1: something could not be attached at the last look
+	mended uint64     // attachments that were missing
+
+	change sync.Mutex // held while the set of addresses changes
 	free   []uint32
 	vips   map[netip.Addr]cluster.ServiceNo
 	strays map[netip.Addr]bool // known from a former incarnation, of no service yet
-	ended  bool
 
-	attach sync.Mutex // held while interfaces are attached
-	bare   int        // interfaces that could not be attached at the last look
-	mended uint64     // attachments that were missing
+	mu    sync.Mutex
+	slots map[cluster.ServiceNo]uint32 // written under change as well
+	ended bool                         // written under all three
 }
 
 // tagOf is the beginning of the names of programs and maps in the kernel (at most 15 characters in all), with the
@@ -285,42 +290,82 @@ func (g *Gate) stopped() bool {
 
 var errEnded = errors.New("gate: it was shut down or removed: open a new one")
 
-// SetVIPs declares the addresses of a service. New ones are shut until the next Refresh, or open until the service's
-// current deadline. Those of an earlier call that are missing now are forgotten: the gate lets them pass, so they must be
+// SetVIPs declares the addresses of a service. New ones are shut until the next Refresh (in the eBPF forms a deadline
+// that the service has already holds for them too). Those of an earlier call that are missing now are forgotten: the gate lets them pass, so they must be
 // off the interfaces before. An address that belongs to another service is refused and nothing is changed.
 func (g *Gate) SetVIPs(svc cluster.ServiceNo, vips []netip.Addr) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ended {
+	g.change.Lock()
+	defer g.change.Unlock()
+	if g.stopped() {
 		return errEnded
 	}
 	want, err := g.wanted(svc, vips)
 	if err != nil {
 		return err
 	}
-	slot, have := g.slots[svc]
-	if !have && len(want) > 0 {
-		if len(g.free) == 0 {
-			return fmt.Errorf("service %d: the gate holds at most %d services", svc, maxSlots-1)
-		}
-		slot = g.free[len(g.free)-1]
-		if err := g.kernel.refresh(slot, 0); err != nil {
+	if len(want) > 0 {
+		slot, err := g.slotFor(svc)
+		if err != nil {
 			return err
 		}
-		g.free = g.free[:len(g.free)-1]
-		g.slots[svc] = slot
+		for _, a := range want {
+			if _, ok := g.vips[a]; ok {
+				continue
+			}
+			if err := g.kernel.put(a, slot); err != nil {
+				return err
+			}
+			g.vips[a] = svc
+			delete(g.strays, a)
+		}
 	}
-	for _, a := range want {
-		if owner, ok := g.vips[a]; ok && owner == svc {
+	for a, owner := range g.vips {
+		if owner != svc || slices.Contains(want, a) {
 			continue
 		}
-		if err := g.kernel.put(a, slot); err != nil {
+		if err := g.kernel.forget(a); err != nil {
 			return err
 		}
-		g.vips[a] = svc
-		delete(g.strays, a)
+		delete(g.vips, a)
 	}
-	return g.forgetOthers(svc, slot, want)
+	if len(want) == 0 {
+		return g.freeSlot(svc)
+	}
+	return nil
+}
+
+// slotFor gives a service its place among the deadlines, shut.
+func (g *Gate) slotFor(svc cluster.ServiceNo) (uint32, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if slot, have := g.slots[svc]; have {
+		return slot, nil
+	}
+	if len(g.free) == 0 {
+		return 0, fmt.Errorf("service %d: the gate holds at most %d services", svc, maxSlots-1)
+	}
+	slot := g.free[len(g.free)-1]
+	if err := g.kernel.refresh(slot, 0); err != nil {
+		return 0, err
+	}
+	g.free = g.free[:len(g.free)-1]
+	g.slots[svc] = slot
+	return slot, nil
+}
+
+func (g *Gate) freeSlot(svc cluster.ServiceNo) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	slot, have := g.slots[svc]
+	if !have {
+		return nil
+	}
+	if err := g.kernel.refresh(slot, 0); err != nil {
+		return err
+	}
+	delete(g.slots, svc)
+	g.free = append(g.free, slot)
+	return nil
 }
 
 // wanted checks the addresses and brings them into one form.
@@ -345,34 +390,13 @@ func (g *Gate) wanted(svc cluster.ServiceNo, vips []netip.Addr) ([]netip.Addr, e
 	return want, errors.Join(errs...)
 }
 
-func (g *Gate) forgetOthers(svc cluster.ServiceNo, slot uint32, want []netip.Addr) error {
-	for a, owner := range g.vips {
-		if owner != svc || slices.Contains(want, a) {
-			continue
-		}
-		if err := g.kernel.forget(a); err != nil {
-			return err
-		}
-		delete(g.vips, a)
-	}
-	if _, have := g.slots[svc]; !have || len(want) > 0 {
-		return nil
-	}
-	if err := g.kernel.refresh(slot, 0); err != nil {
-		return err
-	}
-	delete(g.slots, svc)
-	g.free = append(g.free, slot)
-	return nil
-}
-
 // ForgetStrangers lets go of the addresses that a former incarnation knew and no service has claimed since, and returns
 // them. Until then they are shut. To be called when every service of the spec was declared and such addresses are off
 // the interfaces.
 func (g *Gate) ForgetStrangers() ([]netip.Addr, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ended {
+	g.change.Lock()
+	defer g.change.Unlock()
+	if g.stopped() {
 		return nil, errEnded
 	}
 	var out []netip.Addr
@@ -413,11 +437,9 @@ func (g *Gate) Close(svc cluster.ServiceNo) error { return g.Refresh(svc, 0) }
 func (g *Gate) Stats() map[string]uint64 {
 	out := make(map[string]uint64)
 	g.attach.Lock()
-	out["mended"], out["uncovered"] = g.mended, uint64(g.bare)
-	g.attach.Unlock()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ended {
+	defer g.attach.Unlock()
+	out["mended"], out["uncovered"] = g.mended, g.bare
+	if g.stopped() {
 		return out
 	}
 	if err := g.kernel.stats(out); err != nil {
@@ -432,41 +454,40 @@ func (g *Gate) Stats() map[string]uint64 {
 // Shutdown ends an orderly run: everything is shut and stays so in the kernel, for the next start. Without any known
 // address it removes the gate.
 func (g *Gate) Shutdown() error {
-	g.attach.Lock()
-	defer g.attach.Unlock()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ended {
-		return nil
-	}
-	var errs []error
-	for _, slot := range g.slots {
-		errs = append(errs, g.kernel.refresh(slot, 0))
-	}
-	if len(g.vips)+len(g.strays) == 0 {
-		errs = append(errs, g.removeAll(nothing, false))
-	}
-	g.end()
-	return errors.Join(errs...)
+	return g.end(func() error {
+		if g.ended {
+			return nil
+		}
+		var errs []error
+		for _, slot := range g.slots {
+			errs = append(errs, g.kernel.refresh(slot, 0))
+		}
+		if len(g.vips)+len(g.strays) == 0 {
+			errs = append(errs, g.removeAll(nothing, false))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // Remove takes the gate out of the kernel: whatever has a VIP then answers. For leaving a cluster, when no VIP is on this
 // host any more, and for tests.
 func (g *Gate) Remove() error {
-	g.attach.Lock()
-	defer g.attach.Unlock()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	err := g.removeAll(nothing, false)
-	if !g.ended {
-		g.end()
-	}
-	return err
+	return g.end(func() error { return g.removeAll(nothing, false) })
 }
 
-func (g *Gate) end() {
-	g.ended = true
-	g.kernel.close()
+func (g *Gate) end(how func() error) error {
+	g.attach.Lock()
+	defer g.attach.Unlock()
+	g.change.Lock()
+	defer g.change.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	err := how()
+	if !g.ended {
+		g.ended = true
+		g.kernel.close()
+	}
+	return err
 }
 
 func nothing(hook) bool { return false }

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,10 +18,14 @@ import (
 
 // Names within the tables of form nft.
 const (
-	nftSlots4 = "slots4" // address -> slot
-	nftSlots6 = "slots6"
-	nftOpen   = "open" // slots before their deadline; elements have time-outs
+	nftKnown4 = "known4" // the addresses of services
+	nftKnown6 = "known6"
+	nftOpen4  = "open4" // those before their deadline; elements have time-outs
+	nftOpen6  = "open6"
 )
+
+// nftMaxAddresses bounds the addresses of one service, whose refresh is one message to the kernel.
+const nftMaxAddresses = 256
 
 // nftSlack is how much earlier than the deadline a time-out ends: for the time between reading the clock and the
 // kernel's own start of the time-out, and for a late tick. It grows when the kernel was seen to be slower, up to
@@ -33,15 +36,18 @@ const (
 	nftMaxSlack = 80 * time.Millisecond
 )
 
-// nftGate is the gate as nftables sets: a packet is dropped when its address maps to a slot that is not in the set of
-// open ones.
+// nftGate is the gate as nftables sets: a packet is dropped when its address is known and not open. The rules are of the
+// kind that nft(8) can list.
 type nftGate struct {
 	table string
-	hot   *batches
-	slack time.Duration
 
-	mu   sync.Mutex // held over every change of the tables but the hot one
+	mu   sync.Mutex // held over every change of the tables but the hot ones
 	vips map[netip.Addr]uint32
+
+	hot   sync.Mutex
+	sock  *nftSocket
+	slots map[uint32]*batches
+	slack time.Duration
 }
 
 // arpOut is NF_ARP_OUT of include/uapi/linux/netfilter_arp.h.
@@ -52,15 +58,15 @@ func nftFamilies() []nftables.TableFamily {
 }
 
 func newNFTGate(table string, vips []netip.Addr) (*nftGate, error) {
-	n := &nftGate{table: table, vips: make(map[netip.Addr]uint32), slack: nftSlack}
+	n := &nftGate{table: table, vips: make(map[netip.Addr]uint32), slots: make(map[uint32]*batches), slack: nftSlack}
 	for _, a := range vips {
 		n.vips[a] = 0
 	}
-	hot, err := openBatches(table, nftOpen)
+	sock, err := openNFTSocket()
 	if err != nil {
 		return nil, err
 	}
-	n.hot = hot
+	n.sock = sock
 	if err := n.install(); err != nil {
 		n.close()
 		return nil, err
@@ -79,19 +85,18 @@ func (n *nftGate) install() error {
 		t := conn.AddTable(&nftables.Table{Name: n.table, Family: family})
 		conn.DelTable(t)
 		conn.AddTable(t)
-		sets := n.sets(t)
-		for _, s := range sets {
+		for _, s := range nftSets(t) {
 			if err := conn.AddSet(s, nil); err != nil {
 				return fmt.Errorf("describe the set %s: %w", s.Name, err)
 			}
 		}
-		if err := n.elements(t, n.vips, conn.SetAddElements); err != nil {
+		if err := nftElements(t, n.known(), conn.SetAddElements); err != nil {
 			return err
 		}
 		if family == nftables.TableFamilyARP {
-			n.arpChain(conn, t, sets)
+			arpChain(conn, t)
 		} else {
-			n.inetChains(conn, t, sets)
+			inetChains(conn, t)
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -100,39 +105,37 @@ func (n *nftGate) install() error {
 	return nil
 }
 
-// sets of one table; the ARP table has no use for slots6.
-func (n *nftGate) sets(t *nftables.Table) []*nftables.Set {
+// nftSets are the sets of one table; the ARP table knows IPv4 only.
+func nftSets(t *nftables.Table) []*nftables.Set {
 	sets := []*nftables.Set{
-		{Table: t, Name: nftOpen, KeyType: nftables.TypeMark, HasTimeout: true},
-		{Table: t, Name: nftSlots4, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark, IsMap: true},
+		{Table: t, Name: nftKnown4, KeyType: nftables.TypeIPAddr},
+		{Table: t, Name: nftOpen4, KeyType: nftables.TypeIPAddr, HasTimeout: true},
 	}
 	if t.Family == nftables.TableFamilyINet {
-		sets = append(sets, &nftables.Set{Table: t, Name: nftSlots6, KeyType: nftables.TypeIP6Addr, DataType: nftables.TypeMark, IsMap: true})
+		sets = append(sets,
+			&nftables.Set{Table: t, Name: nftKnown6, KeyType: nftables.TypeIP6Addr},
+			&nftables.Set{Table: t, Name: nftOpen6, KeyType: nftables.TypeIP6Addr, HasTimeout: true})
 	}
 	return sets
 }
 
-// elements applies do (add or delete) to the elements for vips, in pieces that fit into a message.
-func (n *nftGate) elements(t *nftables.Table, vips map[netip.Addr]uint32, do func(*nftables.Set, []nftables.SetElement) error) error {
+// nftElements applies do (add or delete) to the known addresses of a table, in pieces that fit into a message.
+func nftElements(t *nftables.Table, addrs []netip.Addr, do func(*nftables.Set, []nftables.SetElement) error) error {
 	const piece = 256
-	sets := n.sets(t)
-	bySet := make(map[*nftables.Set][]nftables.SetElement)
-	for a, slot := range vips {
-		e := nftables.SetElement{Key: a.AsSlice(), Val: binary.BigEndian.AppendUint32(nil, slot)}
+	bySet := make(map[string][]nftables.SetElement)
+	for _, a := range addrs {
 		switch {
 		case a.Is4():
-			bySet[sets[1]] = append(bySet[sets[1]], e)
+			bySet[nftKnown4] = append(bySet[nftKnown4], nftables.SetElement{Key: a.AsSlice()})
 		case t.Family == nftables.TableFamilyINet:
-			bySet[sets[2]] = append(bySet[sets[2]], e)
+			bySet[nftKnown6] = append(bySet[nftKnown6], nftables.SetElement{Key: a.AsSlice()})
 		}
 	}
-	for set, list := range bySet {
-		for len(list) > 0 {
-			k := min(piece, len(list))
-			if err := do(set, list[:k]); err != nil {
-				return fmt.Errorf("describe the elements of %s: %w", set.Name, err)
+	for name, list := range bySet {
+		for some := range slices.Chunk(list, piece) {
+			if err := do(&nftables.Set{Table: t, Name: name}, some); err != nil {
+				return fmt.Errorf("describe the elements of %s: %w", name, err)
 			}
-			list = list[k:]
 		}
 	}
 	return nil
@@ -140,7 +143,7 @@ func (n *nftGate) elements(t *nftables.Table, vips map[netip.Addr]uint32, do fun
 
 // inetChains: what comes in is looked at before and after any translation of its destination, what goes out before and
 // after any of its source. The hooks cover lo and what is forwarded.
-func (n *nftGate) inetChains(conn *nftables.Conn, t *nftables.Table, sets []*nftables.Set) {
+func inetChains(conn *nftables.Conn, t *nftables.Table) {
 	for _, c := range []struct {
 		name string
 		hook *nftables.ChainHook
@@ -163,20 +166,21 @@ func (n *nftGate) inetChains(conn *nftables.Conn, t *nftables.Table, sets []*nft
 		v6 := is(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6)
 		if c.out { // first, so that the usual one, which has the VIP as source as well, is counted here
 			na := append(append(slices.Clone(v6), is(expr.MetaKeyL4PROTO, unix.IPPROTO_ICMPV6)...), equals(expr.PayloadBaseTransportHeader, 0, 136)...)
-			n.dropRule(conn, chain, countND, na, sets[2], field(expr.PayloadBaseTransportHeader, 8, 16))
+			dropRule(conn, chain, countND, na, nftKnown6, nftOpen6, field(expr.PayloadBaseTransportHeader, 8, 16))
 		}
-		n.dropRule(conn, chain, countIPv4, v4, sets[1], field(expr.PayloadBaseNetworkHeader, address4, 4))
-		n.dropRule(conn, chain, countIPv6, v6, sets[2], field(expr.PayloadBaseNetworkHeader, address6, 16))
+		dropRule(conn, chain, countIPv4, v4, nftKnown4, nftOpen4, field(expr.PayloadBaseNetworkHeader, address4, 4))
+		dropRule(conn, chain, countIPv6, v6, nftKnown6, nftOpen6, field(expr.PayloadBaseNetworkHeader, address6, 16))
 	}
 }
 
 // arpChain looks at the sender of what this host says by ARP for IPv4 on Ethernet.
-func (n *nftGate) arpChain(conn *nftables.Conn, t *nftables.Table, sets []*nftables.Set) {
+func arpChain(conn *nftables.Conn, t *nftables.Table) {
 	chain := conn.AddChain(&nftables.Chain{
 		Name: "out", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookRef(arpOut), Priority: nftables.ChainPriorityRef(-350),
 	})
-	n.dropRule(conn, chain, countARP, equals(expr.PayloadBaseNetworkHeader, 2, 0x08, 0x00, 6, 4), sets[1],
-		field(expr.PayloadBaseNetworkHeader, 14, 4))
+	ethernetIPv4 := append(append(equals(expr.PayloadBaseNetworkHeader, 2, 0x08, 0x00), equals(expr.PayloadBaseNetworkHeader, 4, 6)...),
+		equals(expr.PayloadBaseNetworkHeader, 5, 4)...)
+	dropRule(conn, chain, countARP, ethernetIPv4, nftKnown4, nftOpen4, field(expr.PayloadBaseNetworkHeader, 14, 4))
 }
 
 func is(meta expr.MetaKey, value byte) []expr.Any {
@@ -197,12 +201,13 @@ func equals(base expr.PayloadBase, offset uint32, value ...byte) []expr.Any {
 	}
 }
 
-// dropRule: when `when` holds and the address is known, its slot must be open.
-func (n *nftGate) dropRule(conn *nftables.Conn, chain *nftables.Chain, counter int, when []expr.Any, slots *nftables.Set, address *expr.Payload) {
-	exprs := append(append([]expr.Any{}, when...),
+// dropRule: when `when` holds and the address is known, it must be open.
+func dropRule(conn *nftables.Conn, chain *nftables.Chain, counter int, when []expr.Any, known, open string, address *expr.Payload) {
+	exprs := append(slices.Clone(when),
 		address,
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_2, IsDestRegSet: true, SetName: slots.Name, SetID: slots.ID},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_2, SetName: nftOpen, Invert: true},
+		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: known},
+		address,
+		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: open, Invert: true},
 		&expr.Counter{},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	)
@@ -210,18 +215,18 @@ func (n *nftGate) dropRule(conn *nftables.Conn, chain *nftables.Chain, counter i
 		UserData: userdata.AppendString(nil, userdata.TypeComment, counterNames[counter])})
 }
 
-// change carries out one transaction on the addresses of both tables.
-func (n *nftGate) change(remove, add map[netip.Addr]uint32) error {
+// change carries out one transaction on the known addresses of both tables.
+func (n *nftGate) change(a netip.Addr, add bool) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("reach nftables: %w", err)
 	}
+	do := conn.SetDeleteElements
+	if add {
+		do = conn.SetAddElements
+	}
 	for _, family := range nftFamilies() {
-		t := &nftables.Table{Name: n.table, Family: family}
-		if err := n.elements(t, remove, conn.SetDeleteElements); err != nil {
-			return err
-		}
-		if err := n.elements(t, add, conn.SetAddElements); err != nil {
+		if err := nftElements(&nftables.Table{Name: n.table, Family: family}, []netip.Addr{a}, do); err != nil {
 			return err
 		}
 	}
@@ -231,17 +236,48 @@ func (n *nftGate) change(remove, add map[netip.Addr]uint32) error {
 func (n *nftGate) put(a netip.Addr, slot uint32) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var remove map[netip.Addr]uint32
-	if old, known := n.vips[a]; known {
-		remove = map[netip.Addr]uint32{a: old}
+	if len(n.ofSlot(slot)) >= nftMaxAddresses {
+		return fmt.Errorf("declare %s to the gate: form nft holds at most %d addresses of one service", a, nftMaxAddresses)
 	}
-	if err := n.change(remove, map[netip.Addr]uint32{a: slot}); err != nil {
-		return fmt.Errorf("declare %s to the gate: %w", a, err)
+	old, known := n.vips[a]
+	if !known {
+		if err := n.change(a, true); err != nil {
+			return fmt.Errorf("declare %s to the gate: %w", a, err)
+		}
 	}
 	n.vips[a] = slot
+	if known {
+		n.rebuild(old)
+	}
+	n.rebuild(slot)
 	return nil
 }
 
+func (n *nftGate) known() (addrs []netip.Addr) {
+	for a := range n.vips {
+		addrs = append(addrs, a)
+	}
+	return addrs
+}
+
+func (n *nftGate) ofSlot(slot uint32) (addrs []netip.Addr) {
+	for a, s := range n.vips {
+		if s == slot {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// rebuild writes the transactions of a slot anew.
+func (n *nftGate) rebuild(slot uint32) {
+	b := newBatches(n.table, n.ofSlot(slot))
+	n.hot.Lock()
+	defer n.hot.Unlock()
+	n.slots[slot] = b
+}
+
+// forget also shuts the address, so that it is not open should it be declared again soon.
 func (n *nftGate) forget(a netip.Addr) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -249,10 +285,18 @@ func (n *nftGate) forget(a netip.Addr) error {
 	if !known {
 		return nil
 	}
-	if err := n.change(map[netip.Addr]uint32{a: slot}, nil); err != nil && !errors.Is(err, unix.ENOENT) {
+	delete(n.vips, a)
+	n.rebuild(slot)
+	alone := newBatches(n.table, []netip.Addr{a})
+	n.hot.Lock()
+	err := n.sock.send(&alone.shut)
+	n.hot.Unlock()
+	if err == nil {
+		err = n.change(a, false)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, errNoElement) {
 		return fmt.Errorf("take %s out of the gate: %w", a, err)
 	}
-	delete(n.vips, a)
 	return nil
 }
 
@@ -260,14 +304,35 @@ func (n *nftGate) forget(a netip.Addr) error {
 // transaction, and the clock is read again after it; when that took longer than the slack allows, the slot is set again
 // with more slack, and shut if that does not help.
 func (n *nftGate) refresh(slot uint32, deadline cluster.Instant) error {
+	err := n.tryRefresh(slot, deadline)
+	if errors.Is(err, errNoElement) { // somebody flushed the ruleset: not waiting for Run's next look
+		if _, err := n.cover(nil); err != nil {
+			return err
+		}
+		err = n.tryRefresh(slot, deadline)
+	}
+	if err != nil {
+		return fmt.Errorf("set the deadline of the nftables gate %s: %w", n.table, err)
+	}
+	return nil
+}
+
+func (n *nftGate) tryRefresh(slot uint32, deadline cluster.Instant) error {
+	n.hot.Lock()
+	defer n.hot.Unlock()
+	b := n.slots[slot]
+	if b == nil {
+		return nil // no addresses yet
+	}
 	for range 4 {
 		now := boottime()
 		timeout := deadline.Sub(now) - n.slack
 		if timeout < time.Millisecond {
 			break
 		}
-		if err := n.hot.setTimeout(slot, timeout); err != nil {
-			return errors.Join(fmt.Errorf("set the deadline of the nftables gate %s: %w", n.table, err), n.hot.close(slot))
+		b.open.setTimeout(timeout)
+		if err := n.sock.send(&b.open); err != nil {
+			return errors.Join(err, n.sock.send(&b.shut))
 		}
 		took := boottime().Sub(now)
 		if took+nftTick <= n.slack {
@@ -276,10 +341,7 @@ func (n *nftGate) refresh(slot uint32, deadline cluster.Instant) error {
 		}
 		n.slack = min(nftMaxSlack, max(2*n.slack, took+2*nftTick))
 	}
-	if err := n.hot.close(slot); err != nil {
-		return fmt.Errorf("shut the nftables gate %s: %w", n.table, err)
-	}
-	return nil
+	return n.sock.send(&b.shut)
 }
 
 // cover makes the tables again if somebody removed them, shut. There is nothing to do for single interfaces.
@@ -377,7 +439,7 @@ func (n *nftGate) stats(into map[string]uint64) error {
 // owns: this form has no hooks of its own on interfaces.
 func (n *nftGate) owns(hook) bool { return false }
 
-func (n *nftGate) close() { n.hot.shutSocket() }
+func (n *nftGate) close() { n.sock.close() }
 
 // nftAddresses lists the addresses that a former incarnation's tables know.
 func nftAddresses(t *nftables.Table) ([]netip.Addr, error) {
@@ -386,10 +448,17 @@ func nftAddresses(t *nftables.Table) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("reach nftables: %w", err)
 	}
 	var out []netip.Addr
-	for _, name := range []string{nftSlots4, nftSlots6} {
-		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: name, IsMap: true})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("read the nftables set %s of %s: %w", name, t.Name, err)
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return nil, fmt.Errorf("list the sets of nftables table %s: %w", t.Name, err)
+	}
+	for _, s := range sets {
+		if s.Name != nftKnown4 && s.Name != nftKnown6 {
+			continue
+		}
+		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: s.Name})
+		if err != nil {
+			return nil, fmt.Errorf("read the nftables set %s of %s: %w", s.Name, t.Name, err)
 		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
@@ -400,13 +469,17 @@ func nftAddresses(t *nftables.Table) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// nftShut empties the set of open slots.
+// nftShut empties the sets of open addresses.
 func nftShut(t *nftables.Table) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("reach nftables: %w", err)
 	}
-	conn.FlushSet(&nftables.Set{Table: t, Name: nftOpen})
+	for _, s := range nftSets(t) {
+		if s.HasTimeout {
+			conn.FlushSet(s)
+		}
+	}
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("shut the nftables table %s: %w", t.Name, err)
 	}

@@ -4,27 +4,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// batches sends the two transactions that a refresh needs, without building them anew: set a slot's timeout, and shut a
-// slot. Each works in both tables at once and whatever state the element is in: it is added first, so that the delete
-// always finds it, and added again with its time-out. (Adding an element that exists does not restart its time-out, and
-// deleting one that has expired fails the whole transaction.)
-type batches struct {
-	fd    int
-	seq   uint32
-	open  batch
-	shut  batch
-	reply [1 << 14]byte
-}
+// batches are the two transactions that a refresh of one service needs, built when its addresses change: open every
+// address until a time-out, and shut them. Each works in both tables at once and whatever state the elements are in: they
+// are added first, so that the delete always finds them, and added again with their time-out. (Adding an element that
+// exists does not restart its time-out, and deleting one that has expired fails the whole transaction.)
+type batches struct{ open, shut batch }
 
-// batch is one transaction, with the places where the slot, the time-out and the sequence numbers go.
+// batch is one transaction, with the places where the time-out and the sequence numbers go.
 type batch struct {
 	msg      []byte
-	slots    []int
 	timeouts []int // of the elements that stay
 	headers  []int
 }
@@ -34,45 +28,38 @@ const (
 	opDelete = unix.NFT_MSG_DELSETELEM
 )
 
-func openBatches(table, set string) (*batches, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("open a socket to nftables: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("bind a socket to nftables: %w", err)
-	}
-	wait := unix.NsecToTimeval(int64(time.Second))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("limit the wait for answers of nftables: %w", err)
-	}
-	return &batches{
-		fd:   fd,
-		open: newBatch(table, set, opAdd, opDelete, opAdd),
-		shut: newBatch(table, set, opAdd, opDelete),
-	}, nil
+func newBatches(table string, addrs []netip.Addr) *batches {
+	return &batches{open: newBatch(table, addrs, opAdd, opDelete, opAdd), shut: newBatch(table, addrs, opAdd, opDelete)}
 }
 
-func newBatch(table, set string, ops ...int) batch {
+func newBatch(table string, addrs []netip.Addr, ops ...int) batch {
+	var v4, v6 []netip.Addr
+	for _, a := range addrs {
+		if a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
+		}
+	}
 	var b batch
 	b.begin(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
-	for _, family := range []uint8{unix.NFPROTO_INET, unix.NFPROTO_ARP} {
+	last := -1
+	for _, part := range []struct {
+		family uint8
+		set    string
+		addrs  []netip.Addr
+	}{
+		{unix.NFPROTO_INET, nftOpen4, v4}, {unix.NFPROTO_INET, nftOpen6, v6}, {unix.NFPROTO_ARP, nftOpen4, v4},
+	} {
 		for i, op := range ops {
-			flags := uint16(unix.NLM_F_REQUEST)
-			if op == opAdd {
-				flags |= unix.NLM_F_CREATE
+			if len(part.addrs) > 0 {
+				last = b.elements(table, part.family, part.set, op, part.addrs, i == 2)
 			}
-			if family == unix.NFPROTO_ARP && i == len(ops)-1 {
-				flags |= unix.NLM_F_ACK
-			}
-			at := b.begin(unix.NFNL_SUBSYS_NFTABLES<<8|uint16(op), flags, family, 0)
-			b.attr(unix.NFTA_SET_ELEM_LIST_TABLE, append([]byte(table), 0))
-			b.attr(unix.NFTA_SET_ELEM_LIST_SET, append([]byte(set), 0))
-			b.element(op == opAdd, i == 2)
-			b.end(at)
 		}
+	}
+	if last >= 0 {
+		flags := binary.NativeEndian.Uint16(b.msg[last+6:])
+		binary.NativeEndian.PutUint16(b.msg[last+6:], flags|unix.NLM_F_ACK)
 	}
 	b.begin(unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	return b
@@ -113,43 +100,75 @@ func (b *batch) nest(typ uint16, inside func()) {
 	binary.NativeEndian.PutUint16(b.msg[at:], uint16(len(b.msg)-at))
 }
 
-// element appends the list of the one element. One that is deleted again gets a time-out too, of a minute.
-func (b *batch) element(timeout, stays bool) {
-	b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
-		b.nest(unix.NFTA_LIST_ELEM, func() {
-			b.nest(unix.NFTA_SET_ELEM_KEY, func() {
-				b.slots = append(b.slots, b.attr(unix.NFTA_DATA_VALUE, make([]byte, 4)))
-			})
-			if !timeout {
-				return
-			}
-			at := b.attr(unix.NFTA_SET_ELEM_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(time.Minute.Milliseconds())))
-			if stays {
-				b.timeouts = append(b.timeouts, at)
-			}
-		})
-	})
-}
-
-// setTimeout opens a slot for whole milliseconds from now.
-func (s *batches) setTimeout(slot uint32, timeout time.Duration) error {
-	for _, at := range s.open.timeouts {
-		binary.BigEndian.PutUint64(s.open.msg[at:], uint64(timeout.Milliseconds()))
+// elements appends a message that adds or deletes the addresses. Those that are deleted again get a time-out too, of a
+// minute.
+func (b *batch) elements(table string, family uint8, set string, op int, addrs []netip.Addr, stay bool) int {
+	flags := uint16(unix.NLM_F_REQUEST)
+	if op == opAdd {
+		flags |= unix.NLM_F_CREATE
 	}
-	return s.send(&s.open, slot)
+	at := b.begin(unix.NFNL_SUBSYS_NFTABLES<<8|uint16(op), flags, family, 0)
+	b.attr(unix.NFTA_SET_ELEM_LIST_TABLE, append([]byte(table), 0))
+	b.attr(unix.NFTA_SET_ELEM_LIST_SET, append([]byte(set), 0))
+	b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
+		for _, a := range addrs {
+			b.nest(unix.NFTA_LIST_ELEM, func() { b.element(a, op == opAdd, stay) })
+		}
+	})
+	b.end(at)
+	return at
 }
 
-// close shuts a slot.
-func (s *batches) close(slot uint32) error { return s.send(&s.shut, slot) }
+func (b *batch) element(a netip.Addr, timeout, stays bool) {
+	b.nest(unix.NFTA_SET_ELEM_KEY, func() { b.attr(unix.NFTA_DATA_VALUE, a.AsSlice()) })
+	if !timeout {
+		return
+	}
+	at := b.attr(unix.NFTA_SET_ELEM_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(time.Minute.Milliseconds())))
+	if stays {
+		b.timeouts = append(b.timeouts, at)
+	}
+}
+
+// setTimeout sets how long from now the addresses are open, in whole milliseconds.
+func (b *batch) setTimeout(timeout time.Duration) {
+	for _, at := range b.timeouts {
+		binary.BigEndian.PutUint64(b.msg[at:], uint64(timeout.Milliseconds()))
+	}
+}
+
+// nftSocket carries batches to the kernel.
+type nftSocket struct {
+	fd    int
+	seq   uint32
+	reply [1 << 14]byte
+}
+
+func openNFTSocket() (*nftSocket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open a socket to nftables: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("bind a socket to nftables: %w", err)
+	}
+	wait := unix.NsecToTimeval(int64(time.Second))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("limit the wait for answers of nftables: %w", err)
+	}
+	return &nftSocket{fd: fd}, nil
+}
 
 // send carries a transaction out. One that an expiry came in between is sent again.
-func (s *batches) send(b *batch, slot uint32) error {
-	for _, at := range b.slots {
-		binary.BigEndian.PutUint32(b.msg[at:], slot)
+func (s *nftSocket) send(b *batch) error {
+	if len(b.headers) == 2 {
+		return nil // a service without addresses
 	}
 	var err error
 	for range 3 {
-		if err = s.transact(b); err == nil || !errors.Is(err, errExpired) {
+		if err = s.transact(b); err == nil || !errors.Is(err, errNoElement) {
 			break
 		}
 	}
@@ -157,11 +176,11 @@ func (s *batches) send(b *batch, slot uint32) error {
 }
 
 var (
-	errExpired = errors.New("nftables: an element expired during the transaction (ENOENT)")
-	errAnswer  = errors.New("nftables: an answer that is none")
+	errNoElement = errors.New("nftables: no such table, or an element expired during the transaction (ENOENT)")
+	errAnswer    = errors.New("nftables: an answer that is none")
 )
 
-func (s *batches) transact(b *batch) error {
+func (s *nftSocket) transact(b *batch) error {
 	first := s.seq + 1
 	for _, at := range b.headers {
 		s.seq++
@@ -192,7 +211,7 @@ func (s *batches) transact(b *batch) error {
 }
 
 // answers reads NLMSG_ERROR messages (netlink(7)). done: the last message was answered, or the transaction as a whole.
-func (s *batches) answers(b []byte, first, last uint32) (done bool, failed error) {
+func (s *nftSocket) answers(b []byte, first, last uint32) (done bool, failed error) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < unix.SizeofNlMsghdr+4 || size > len(b) {
@@ -207,7 +226,7 @@ func (s *batches) answers(b []byte, first, last uint32) (done bool, failed error
 		if code != 0 && failed == nil {
 			failed = unix.Errno(-code)
 			if failed == unix.ENOENT {
-				failed = errExpired
+				failed = errNoElement
 			}
 		}
 		if seq == last || seq == first {
@@ -217,4 +236,4 @@ func (s *batches) answers(b []byte, first, last uint32) (done bool, failed error
 	return done, failed
 }
 
-func (s *batches) shutSocket() { unix.Close(s.fd) }
+func (s *nftSocket) close() { unix.Close(s.fd) }

@@ -2,8 +2,10 @@ package gate
 
 import (
 	"encoding/binary"
+	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -82,12 +84,29 @@ func (s space) ping(t testing.TB, to netip.Addr) bool {
 	}
 }
 
+// retry gives a busy machine more time.
+func retry(try func() bool) bool {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		if try() {
+			return true
+		}
+	}
+	return false
+}
+
+// reaches is ping for when an answer is expected.
+func (s space) reaches(t testing.TB, to netip.Addr) bool {
+	t.Helper()
+	return retry(func() bool { return s.ping(t, to) })
+}
+
 // stream pings every millisecond and keeps when each answered request was sent.
 type stream struct {
 	mu   sync.Mutex
 	sent map[uint16]cluster.Instant
 	last cluster.Instant // sending time of the latest request that was answered
 	got  int
+	yes  []uint16 // those that were answered
 	stop chan struct{}
 	wg   sync.WaitGroup
 }
@@ -100,7 +119,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	st.wg.Add(2)
 	go func() {
 		defer st.wg.Done()
-		defer conn.Close()
+		defer func() { _ = conn.SetReadDeadline(time.Now().Add(answerWait)) }()
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for seq := uint16(0); ; seq++ {
@@ -117,6 +136,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	}()
 	go func() {
 		defer st.wg.Done()
+		defer conn.Close()
 		buf := make([]byte, 256)
 		for {
 			n, _, err := conn.ReadFrom(buf)
@@ -125,7 +145,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 			}
 			if seq, ok := isEcho(to, buf[:n], id); ok {
 				st.mu.Lock()
-				st.last, st.got = max(st.last, st.sent[seq]), st.got+1
+				st.last, st.got, st.yes = max(st.last, st.sent[seq]), st.got+1, append(st.yes, seq)
 				st.mu.Unlock()
 			}
 		}
@@ -134,6 +154,7 @@ func (s space) stream(t testing.TB, to netip.Addr) *stream {
 	return st
 }
 
+// end stops sending and waits for the answers that are under way.
 func (st *stream) end() {
 	select {
 	case <-st.stop:
@@ -150,13 +171,37 @@ func (st *stream) answered() (cluster.Instant, int) {
 	return st.last, st.got
 }
 
-// quietSince waits until nothing that was sent in the last d was answered.
-func (st *stream) waitQuiet(t testing.TB, d, limit time.Duration) {
-	t.Helper()
-	eventually(t, limit, "the VIP stops answering", func() bool {
-		last, _ := st.answered()
-		return boottime().Sub(last) > d
-	})
+// refused is when the first request was sent after which none was answered.
+func (st *stream) refused() cluster.Instant {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	first := cluster.Instant(math.MaxInt64)
+	for _, at := range st.sent {
+		if at > st.last {
+			first = min(first, at)
+		}
+	}
+	return first
+}
+
+// reopened says whether requests were answered after five in a row were not.
+func (st *stream) reopened() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	slices.Sort(st.yes)
+	for i := 1; i < len(st.yes); i++ {
+		if st.yes[i]-st.yes[i-1] > 5 {
+			return true
+		}
+	}
+	return false
+}
+
+// waitFor waits until an instant has passed, and a little more for answers that are under way.
+func waitFor(at cluster.Instant) {
+	for end := at.Add(60 * time.Millisecond); boottime() < end; {
+		time.Sleep(end.Sub(boottime()))
+	}
 }
 
 func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {

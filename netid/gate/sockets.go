@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ const (
 	sockDiagByFamily = 20
 	sockDestroy      = 21
 	diagReqBytecode  = 1 // INET_DIAG_REQ_BYTECODE
+	diagBCJump       = 1 // INET_DIAG_BC_JMP
 	diagBCSourceCond = 7 // INET_DIAG_BC_S_COND
 	diagReqSize      = 56
 	diagMsgSize      = 72
@@ -44,59 +46,82 @@ func DestroySockets(vips []netip.Addr) (int, error) {
 	}
 	defer unix.Close(d.fd)
 	destroyed := 0
-	for _, a := range vips {
-		a = a.Unmap().WithZone("")
-		for _, q := range queriesFor(a) {
+	for piece := range slices.Chunk(vips, diagAddresses) {
+		for _, q := range queriesFor(piece) {
 			found, err := d.list(q)
 			if err != nil {
-				return destroyed, fmt.Errorf("list the sockets on %s: %w", a, err)
+				return destroyed, fmt.Errorf("list the sockets on %v: %w", piece, err)
 			}
 			n, err := d.destroy(q, found)
 			destroyed += n
 			if err != nil {
-				return destroyed, fmt.Errorf("destroy the sockets on %s: %w", a, err)
+				return destroyed, fmt.Errorf("destroy the sockets on %v: %w", piece, err)
 			}
 		}
 	}
 	return destroyed, nil
 }
 
-// diagQuery asks for the sockets of one family and protocol on one local address.
+// diagAddresses is how many addresses one query asks for; its program stays far below the 64 KiB of an attribute.
+const diagAddresses = 256
+
+// diagQuery asks for the sockets of one family and protocol on some local addresses.
 type diagQuery struct {
 	family, protocol uint8
 	states           uint32
-	local            netip.Addr
+	locals           []netip.Addr
 }
 
-func queriesFor(a netip.Addr) []diagQuery {
-	families := []uint8{unix.AF_INET6}
-	if a.Is4() {
-		families = append(families, unix.AF_INET) // and AF_INET6, for ::ffff:a
+// queriesFor: an IPv4 address may be that of an IPv6 socket too, as ::ffff:a.
+func queriesFor(vips []netip.Addr) []diagQuery {
+	var v4, both []netip.Addr
+	for _, a := range vips {
+		a = a.Unmap().WithZone("")
+		both = append(both, a)
+		if a.Is4() {
+			v4 = append(v4, a)
+		}
 	}
 	var out []diagQuery
-	for _, f := range families {
-		out = append(out,
-			diagQuery{f, unix.IPPROTO_TCP, ^uint32(1<<tcpListen | 1<<tcpClose), a},
-			diagQuery{f, unix.IPPROTO_UDP, 1 << tcpEstablished, a})
+	for family, locals := range map[uint8][]netip.Addr{unix.AF_INET: v4, unix.AF_INET6: both} {
+		if len(locals) > 0 {
+			out = append(out,
+				diagQuery{family, unix.IPPROTO_TCP, ^uint32(1<<tcpListen | 1<<tcpClose), locals},
+				diagQuery{family, unix.IPPROTO_UDP, 1 << tcpEstablished, locals})
+		}
 	}
 	return out
 }
 
-// condition is a program for the kernel's filter: one struct inet_diag_bc_op, then struct inet_diag_hostcond. It accepts
-// a socket (jumps to the end) whose source is the address, and refuses others (jumps 4 beyond the end). The kernel
-// compares IPv4 conditions with ::ffff:a of IPv6 sockets as well.
+// condition is a program for the kernel's filter, which accepts a socket whose source is one of the addresses. For each
+// it has a struct inet_diag_bc_op with a struct inet_diag_hostcond; where that holds, a jump to the end follows (the end
+// accepts), and where not, the next one. After the last, "not" goes 4 beyond the end, which refuses. The kernel compares
+// an IPv4 condition with the ::ffff:a of an IPv6 socket as well.
 func (q diagQuery) condition() []byte {
-	addr := q.local.AsSlice()
-	family := byte(unix.AF_INET6)
-	if q.local.Is4() {
-		family = unix.AF_INET
+	const jump = 4
+	var b []byte
+	var jumps []int
+	for i, a := range q.locals {
+		addr := a.AsSlice()
+		family := byte(unix.AF_INET6)
+		if a.Is4() {
+			family = unix.AF_INET
+		}
+		size := 4 + 8 + len(addr)
+		b = append(b, diagBCSourceCond, byte(size))
+		b = binary.NativeEndian.AppendUint16(b, uint16(size+jump))
+		b = append(b, family, byte(8*len(addr)), 0, 0)
+		b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any port
+		b = append(b, addr...)
+		if i < len(q.locals)-1 {
+			jumps = append(jumps, len(b))
+			b = append(b, diagBCJump, jump, 0, 0)
+		}
 	}
-	size := 4 + 8 + len(addr)
-	b := []byte{diagBCSourceCond, byte(size)}
-	b = binary.NativeEndian.AppendUint16(b, uint16(size+4))
-	b = append(b, family, byte(8*len(addr)), 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any port
-	return append(b, addr...)
+	for _, at := range jumps {
+		binary.NativeEndian.PutUint16(b[at+2:], uint16(len(b)-at))
+	}
+	return b
 }
 
 // diag is a sock_diag socket.

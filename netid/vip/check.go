@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -79,6 +80,7 @@ func checkHere(snap *snapshot, a Address) (*question, error) {
 	}
 	switch {
 	case len(fits) > 1:
+		slices.Sort(fits)
 		return nil, fmt.Errorf("VIP %v fits to the interfaces %s: name one with interface =", a.Prefix, strings.Join(fits, ", "))
 	case !l.admin:
 		return nil, fmt.Errorf("VIP %v: interface %s is down: set it up, or name another with interface =", a.Prefix, l.name)

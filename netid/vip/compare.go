@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"time"
 )
 
 // Clean removes every address of ours that a crash left behind, and sets the interfaces of virtual MACs down: what has
@@ -85,7 +87,7 @@ func (k *Keeper) compare(withLinks bool) error {
 		}
 		errs := append([]error{perr}, k.switchMacvlans(&snap)...)
 		for _, c := range reconcile(k.wants(), snap.addrs, k.isOurs(), k.lifetime()) {
-			errs = append(errs, k.apply(c, &snap))
+			_ = k.apply(c, &snap) // an event tells of it
 		}
 		return true, errors.Join(errs...)
 	})
@@ -104,7 +106,10 @@ func (k *Keeper) untilQuiet(fn func(gen uint64) (bool, error)) error {
 		}
 	}
 	k.mu.Lock()
-	news := k.news
+	now := time.Now()
+	news := slices.DeleteFunc(k.news, func(e Event) bool {
+		return e.often() && !k.limiter.allow(now, fmt.Sprint(e.Kind, e.Prefix, e.Interface, e.Err))
+	})
 	k.news = nil
 	k.mu.Unlock()
 	for _, e := range news {
@@ -143,6 +148,9 @@ func (k *Keeper) apply(c change, snap *snapshot) error {
 		}
 	case add:
 		e.Kind = Restored
+		if !k.tenures[s.Service].on[c.prefix] {
+			e.Kind = Added
+		}
 		err = k.addAll([]*slot{s})[0]
 	case reseat:
 		if err = k.route.do(s.del)[0]; err == nil || gone(err) {
@@ -158,7 +166,8 @@ func (k *Keeper) apply(c change, snap *snapshot) error {
 		return fmt.Errorf("VIP %v on %s: %w", c.prefix, e.Interface, e.Err)
 	}
 	if c.op == add || c.op == reseat {
-		k.awaitLocal(s)
+		k.tenures[s.Service].on[c.prefix] = true
+		k.awaitLocal(s, time.Now().Add(localWait))
 		k.announceAgain(s.Service)
 	}
 	if e.Kind != "" {
@@ -185,7 +194,7 @@ func (k *Keeper) switchMacvlans(snap *snapshot) (errs []error) {
 // tell logs an event and hands it on; the same trouble only once in a while.
 func (k *Keeper) tell(e Event) {
 	level := slog.LevelWarn
-	if e.Kind == LinkUp {
+	if e.Kind == LinkUp || e.Kind == Added {
 		level = slog.LevelInfo
 	}
 	k.log.Log(context.Background(), level, e.String(), "event", string(e.Kind), "service", uint32(e.Service), "vip", e.Prefix, "interface", e.Interface)

@@ -14,6 +14,7 @@ type Kind string
 
 const (
 	Duplicate Kind = "duplicate" // another MAC claims a VIP that this node holds: an alarm, not a release
+	Added     Kind = "added"     // a VIP of a tenure that had begun was added: its interface was not there or down, or the spec is new
 	Restored  Kind = "restored"  // a VIP that this node holds had vanished from the kernel and is back
 	Removed   Kind = "removed"   // an address of ours was in the kernel outside a tenure and is gone
 	LinkUp    Kind = "link-up"   // an interface with a VIP that this node holds came up; it was announced again
@@ -37,10 +38,12 @@ func (e Event) String() string {
 	case Duplicate:
 		return fmt.Sprintf("VIP %v is claimed by %v on %s too: find that machine and take the address from it; until then clients may reach either",
 			e.Prefix.Addr(), e.MAC, e.Interface)
+	case Added:
+		return fmt.Sprintf("VIP %v added to %s and announced", e.Prefix, e.Interface)
 	case Restored:
-		return fmt.Sprintf("VIP %v was missing on %s; it is back and announced", e.Prefix, e.Interface)
+		return fmt.Sprintf("VIP %v had vanished from %s; it is back and announced", e.Prefix, e.Interface)
 	case Removed:
-		return fmt.Sprintf("%v was on %s although its service is not active here; removed", e.Prefix, e.Interface)
+		return fmt.Sprintf("%v was on %s outside a tenure of its service here; removed", e.Prefix, e.Interface)
 	case LinkUp:
 		return fmt.Sprintf("%s is up: VIP %v announced again", e.Interface, e.Prefix)
 	case LinkDown:
@@ -50,6 +53,9 @@ func (e Event) String() string {
 	}
 	return string(e.Kind)
 }
+
+// often says that an event can come again and again while somebody works against us, and is told only once in a while.
+func (e Event) often() bool { return e.Kind == Restored || e.Kind == Removed || e.Kind == Failing }
 
 // seldom remembers when something was last said.
 type seldom map[string]time.Time

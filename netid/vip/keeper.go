@@ -39,17 +39,18 @@ type Keeper struct {
 	state   map[int]link // by index, as last listed
 	gen     uint64       // changes with each Claim, Drop and SetKnown
 	news    []Event      // to be told when mu is free
+	limiter seldom
 	closed  bool
 
-	poke    chan struct{} // Run has something new to look at
-	claims  chan claim
-	limiter seldom // Run's
+	poke   chan struct{} // Run has something new to look at
+	claims chan claim
 }
 
 // tenure is a claimed service.
 type tenure struct {
-	start time.Time // of the present series of announcements
-	next  time.Time // when the next one is due
+	start time.Time             // of the present series of announcements
+	next  time.Time             // when the next one is due
+	on    map[netip.Prefix]bool // the VIPs that were in the kernel
 }
 
 var errClosed = errors.New("the keeper of the VIPs is closed")
@@ -126,7 +127,8 @@ func (k *Keeper) Claim(svc cluster.ServiceNo) (map[netip.Prefix]string, error) {
 	}
 	now := time.Now()
 	k.gen++
-	k.tenures[svc] = &tenure{start: now, next: k.cfg.Announce.next(now, now)}
+	t := &tenure{start: now, next: k.cfg.Announce.next(now, now), on: map[netip.Prefix]bool{}}
+	k.tenures[svc] = t
 	slots, errs := k.placed(svc)
 	on := make(map[netip.Prefix]string, len(slots))
 	for i, err := range k.addAll(slots) {
@@ -135,12 +137,14 @@ func (k *Keeper) Claim(svc cluster.ServiceNo) (map[netip.Prefix]string, error) {
 			continue
 		}
 		on[slots[i].Prefix] = slots[i].at.name
+		t.on[slots[i].Prefix] = true
 	}
+	late := now.Add(localWait)
 	for _, v6 := range []bool{false, true} { // IPv4 does not wait for IPv6
 		for _, s := range slots {
 			if _, ok := on[s.Prefix]; ok && s.Prefix.Addr().Is6() == v6 {
-				k.awaitLocal(s)
-				k.announce(s, false)
+				k.awaitLocal(s, late)
+				k.announceOr(t, s, false, now)
 			}
 		}
 	}
@@ -170,6 +174,8 @@ func (k *Keeper) Drop(svc cluster.ServiceNo) error {
 			errs = append(errs, fmt.Errorf("remove VIP %v from %s: %w", slots[i].Prefix, slots[i].at.name, err))
 		}
 	}
+	// Before the other side can claim: an interface that is up may still send a farewell (MLD) with the virtual MAC, and
+	// the switch would send the other side's traffic here. It takes about 10 ms.
 	errs = append(errs, k.lowerMacvlans(slots)...)
 	k.wake()
 	return errors.Join(errs...)
@@ -273,23 +279,37 @@ func (k *Keeper) addAll(slots []*slot) []error {
 	return errs
 }
 
-// localWait bounds how long an announcement waits for the kernel.
-const localWait = 100 * time.Millisecond
+// An IPv6 address that was added is usable only some time after the kernel has acknowledged it, even without duplicate
+// address detection: a kernel worker makes its route and joins its multicast group (addrconf_dad_work; 0.1 to 0.5 ms
+// when idle, more when the routing lock is busy). An announcement before that makes clients send what the host then
+// drops, and TCP tries again only after a second. So each announcement asks first; Claim waits a little, the rest is
+// Run's. IPv4 addresses are usable at once.
+const (
+	localWait  = 2 * time.Millisecond   // in all, within Claim
+	localAgain = time.Millisecond       // until Run asks again
+	localFor   = 500 * time.Millisecond // from the takeover; then only with the series
+)
 
-// awaitLocal waits until the kernel takes packets to an IPv6 address that was added. Even without duplicate address
-// detection a kernel worker makes the address's route and joins its multicast group some time after the request was
-// acknowledged (addrconf_dad_work; 0.1 to 0.5 ms when idle). An announcement before that makes clients send what the
-// host then drops, and TCP tries again only after a second. IPv4 needs no wait.
-func (k *Keeper) awaitLocal(s *slot) {
+// isLocal says that the kernel takes packets to the VIP.
+func (k *Keeper) isLocal(s *slot) bool {
 	if s.local == nil {
-		return
+		return true
 	}
-	for began := time.Now(); time.Since(began) < localWait; time.Sleep(30 * time.Microsecond) {
-		if typ, err := k.route.routeType(s.local); err == nil && typ == unix.RTN_LOCAL {
-			return
-		}
+	typ, err := k.route.routeType(s.local)
+	return err == nil && typ == unix.RTN_LOCAL
+}
+
+func (k *Keeper) awaitLocal(s *slot, until time.Time) {
+	for !k.isLocal(s) && time.Now().Before(until) {
+		time.Sleep(30 * time.Microsecond)
 	}
-	k.log.Warn("the kernel is slow to take up a VIP; announcing it all the same", "vip", s.Prefix, "interface", s.at.name)
+}
+
+// announceOr announces, or has Run try again very soon when the kernel is not ready.
+func (k *Keeper) announceOr(t *tenure, s *slot, probe bool, now time.Time) {
+	if !k.announce(s, probe) && now.Sub(t.start) < localFor {
+		t.next = now.Add(localAgain)
+	}
 }
 
 // lowerMacvlans sets the interfaces of the slots' virtual MACs down, unless a claimed service has a VIP there.
@@ -320,10 +340,13 @@ func gone(err error) bool {
 }
 
 // announce sends a VIP's frames, and with probe also the question whether somebody else has it. What cannot be sent now
-// is sent with the next announcement of the series.
-func (k *Keeper) announce(s *slot, probe bool) {
+// is sent with the next announcement of the series. It is false when the kernel does not have the address yet.
+func (k *Keeper) announce(s *slot, probe bool) bool {
 	if s.wire == nil {
-		return
+		return true
+	}
+	if !k.isLocal(s) {
+		return false
 	}
 	frames := s.frames
 	if probe {
@@ -334,6 +357,7 @@ func (k *Keeper) announce(s *slot, probe bool) {
 			k.log.Debug("announcement not sent", "vip", s.Prefix, "interface", s.at.name, "err", err)
 		}
 	}
+	return true
 }
 
 // announceAgain begins the service's series of announcements anew.
@@ -346,7 +370,7 @@ func (k *Keeper) announceAgain(svc cluster.ServiceNo) {
 	t.start, t.next = now, k.cfg.Announce.next(now, now)
 	slots, _ := k.placed(svc)
 	for _, s := range slots {
-		k.announce(s, true)
+		k.announceOr(t, s, true, now)
 	}
 }
 

@@ -17,7 +17,7 @@ func TestAVIPMovesBetweenTwoHostsAndTheNeighbourFollowsWithinMilliseconds(t *tes
 			ns[0].Sysctl("ipv6/conf/eth0/accept_dad", "1")
 			ns[1].Sysctl("ipv6/conf/eth0/accept_dad", "1")
 			client := ns[2]
-			a, b := keep(t, ns[0], Config{}, v.vip), keep(t, ns[1], Config{}, v.vip)
+			a, b := keep(t, ns[0], Config{}, v.vip).run(), keep(t, ns[1], Config{}, v.vip).run()
 			serve(t, ns[0], "a")
 			serve(t, ns[1], "b")
 			took := a.claim()

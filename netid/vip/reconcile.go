@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ type change struct {
 	link   int
 	prefix netip.Prefix
 }
+
+func (c change) String() string { return fmt.Sprintf("{%v %d %v}", c.op, c.link, c.prefix) }
 
 // reconcile compares what is wanted with what the kernel has and returns what to do, removals first. It is pure.
 //

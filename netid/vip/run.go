@@ -61,7 +61,10 @@ func (r *runner) loop() {
 	r.linksToo.Store(true)
 	lookAt := time.Now()
 	for {
-		timer.Reset(time.Until(earlier(lookAt, r.k.nextAnnouncement())))
+		timer.Stop()
+		if next := earlier(lookAt, r.k.nextAnnouncement()); !next.IsZero() {
+			timer.Reset(time.Until(next))
+		}
 		select {
 		case <-r.ctx.Done():
 			return
@@ -97,11 +100,17 @@ func earlier(a, b time.Time) time.Time {
 func (r *runner) look() {
 	r.k.prep.Lock()
 	defer r.k.prep.Unlock()
+	if r.k.isClosed() {
+		return
+	}
 	err := r.k.compare(r.linksToo.Swap(false))
 	r.looked = time.Now()
 	if err != nil {
 		r.linksToo.Store(true)
-		if r.k.limiter.allow(r.looked, err.Error()) {
+		r.k.mu.Lock()
+		say := r.k.limiter.allow(r.looked, err.Error())
+		r.k.mu.Unlock()
+		if say {
 			r.k.log.Warn("VIPs are not as they must be", "err", err)
 		}
 	}
@@ -180,10 +189,10 @@ func (k *Keeper) announceDue(now time.Time) {
 			continue
 		}
 		slots, _ := k.placed(svc)
-		for _, s := range slots {
-			k.announce(s, now.Sub(t.start) >= probeAfter)
-		}
 		t.next = k.cfg.Announce.next(t.start, now)
+		for _, s := range slots {
+			k.announceOr(t, s, now.Sub(t.start) >= probeAfter, now)
+		}
 	}
 }
 
@@ -202,12 +211,15 @@ func (k *Keeper) hear(c claim) {
 	if k.limiter.allow(now, "defend "+vip) {
 		k.announce(s, false)
 	}
-	k.mu.Unlock()
-	if k.limiter.within(now, vip, time.Second) || !k.limiter.allow(now, vip+" "+c.mac.String()) {
-		return
+	// Once in a while for each MAC, and not faster than one a second for all that a forger makes up.
+	say := !k.limiter.within(now, vip, time.Second) && k.limiter.allow(now, vip+" "+c.mac.String())
+	if say {
+		k.limiter.note(now, vip)
 	}
-	k.limiter.note(now, vip)
-	k.tell(Event{Kind: Duplicate, Service: s.Service, Prefix: s.Prefix, Interface: c.iface, MAC: c.mac})
+	k.mu.Unlock()
+	if say {
+		k.tell(Event{Kind: Duplicate, Service: s.Service, Prefix: s.Prefix, Interface: c.iface, MAC: c.mac})
+	}
 }
 
 func (k *Keeper) ownMAC(c claim) bool {

@@ -78,7 +78,7 @@ func (k *Keeper) makeMacvlan(name string, parent *link, mac net.HardwareAddr) (*
 	if err != nil {
 		return nil, errors.Join(err, k.handle.LinkDel(made))
 	}
-	k.log.Info("made an interface for a virtual MAC", "interface", name, "mac", mac, "parent", parent.name)
+	k.log.Info("made an interface for a virtual MAC", "interface", name, "mac", mac.String(), "parent", parent.name)
 	return &link{index: index, name: name, kind: macvlanKind, alias: vmacAlias, mac: mac, parent: parent.index}, nil
 }
 

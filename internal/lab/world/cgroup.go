@@ -71,7 +71,7 @@ func (g *cgroups) makeWeight(dir string) {
 	}
 	g.weight = dir
 	// Without a budget of its own a v1 cpu group refuses SCHED_RR with EPERM, and the daemons want it.
-	g.rt = os.WriteFile(filepath.Join(dir, "cpu.rt_runtime_us"), []byte("400000"), 0) == nil
+	g.rt = os.WriteFile(filepath.Join(dir, "cpu.rt_runtime_us"), []byte("900000"), 0) == nil
 }
 
 // favour gives a host's first process, and so all its processes, the lab's CPU weight.

@@ -1,0 +1,34 @@
+# make demo    two nodes, a witness and a client in network namespaces on this machine: a service survives ten faults
+# make test    all tests; as root everything, as an ordinary user what user namespaces allow
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+SRC      = $(shell find cmd cluster failover netid internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+
+export CGO_ENABLED = 0
+
+.PHONY: all build demo test vet bench-failover clean
+all: build
+build: bin/hanode bin/witness
+
+bin/hanode: $(SRC)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hanode
+bin/witness: $(SRC)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/witness
+
+demo: build
+	./bin/hanode demo --report demo-report.json
+
+vet:
+	$(GO) vet ./...
+	@test -z "$$(gofmt -l cmd cluster failover netid internal)" || { gofmt -l cmd cluster failover netid internal; echo 'not formatted: run gofmt -w on these'; exit 1; }
+
+test: vet build
+	$(GO) test -p 1 -timeout 20m ./...
+
+bench-failover: build
+	./bin/hanode demo bench --runs $(or $(RUNS),20) --out $(or $(OUT),bench.json) --faults "$(FAULTS)" --profile "$(PROFILE)" \
+	  --peer "$(PEER)" --peers-dir "$(or $(PEERS_DIR),../shared/peers)"
+
+clean:
+	rm -rf bin demo-report.json bench.json

@@ -1,0 +1,65 @@
+package core
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/lease"
+	"github.com/hanode/hanode/failover/plan"
+)
+
+// Look is what this member knows of one service at a moment, for people to read.
+type Look struct {
+	Facts    *plan.Service
+	Outlook  plan.Outlook
+	Verdict  string // on the leader: why nothing moves
+	Phase    lease.Phase
+	Deadline cluster.Instant // of the lease held here; 0: none
+	Moving   bool
+	GaveUp   string
+}
+
+// View is this moment as this member sees it. It is the caller's own, except for what it says of the agreed state.
+func (c *Core) View(now cluster.Instant, wall int64) *plan.View {
+	c.now, c.wall = max(c.now, now), wall
+	v := *c.view()
+	v.Members = slices.Clone(v.Members)
+	return &v
+}
+
+// Look tells of one service.
+func (c *Core) Look(view *plan.View, no cluster.ServiceNo) (Look, bool) {
+	v := c.find(no)
+	if v == nil {
+		return Look{}, false
+	}
+	own := *c.facts(v) // facts uses its memory again
+	own.Reports = maps.Clone(own.Reports)
+	f := &own
+	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: v.verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now),
+		Moving: v.move != nil || v.order != nil, GaveUp: v.gaveUp}, true
+}
+
+// Leader is who leads, as far as Raft knows here.
+func (c *Core) Leader() cluster.MemberNo { return c.leader }
+
+// Age is how long ago anybody heard a member; plan.Never: nobody has.
+func (c *Core) Age(n cluster.MemberNo) time.Duration { return c.age(n) }
+
+// Quorum says whether the voters that this member hears, with itself, are a majority of every set that counts.
+func (c *Core) Quorum() (heard, total, needed int, ok bool) {
+	g := &c.st.Group
+	if len(g.Sets) == 0 {
+		return 0, 0, 0, false
+	}
+	newest := g.Sets[len(g.Sets)-1].Set
+	var alive cluster.MemberSet
+	for _, n := range newest.List() {
+		if n == c.self || c.Alive(n) {
+			alive = alive.With(n)
+		}
+	}
+	return alive.Len(), newest.Len(), newest.Majority(), g.Majority(alive)
+}

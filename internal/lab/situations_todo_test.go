@@ -1,0 +1,3 @@
+package lab
+
+func doors() []situation { return nil }

@@ -1,0 +1,243 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/link"
+	"github.com/hanode/hanode/cluster/state"
+	"github.com/hanode/hanode/internal/api"
+	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/member"
+)
+
+func (b backend) Members(ctx context.Context) ([]api.Member, error) {
+	st, err := b.Status(ctx, api.StatusQuery{})
+	if err != nil {
+		return nil, err
+	}
+	return st.Members, nil
+}
+
+// one has a command about a member committed with its decision.
+func (b backend) one(ctx context.Context, o api.Order, kind, sentence, text string, cmd *state.Command) (*api.Outcome, error) {
+	if o.Plan {
+		return &api.Outcome{Plan: &api.Plan{Order: sentence, Steps: []api.Step{{N: 1, Of: 1, Text: sentence}}}}, nil
+	}
+	cmd.Decision = &state.Decision{Kind: kind, OrderedBy: o.Who, Reason: o.Reason, Outcome: "done", Sentence: sentence}
+	out, err := b.commit(ctx, b.order(o, cmd))
+	if err != nil {
+		return nil, err
+	}
+	return &api.Outcome{Decision: decisionID(out.Decision), Text: text, Next: []string{"hanode status"}}, nil
+}
+
+func (b backend) MemberSet(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	set := &state.MemberSet{Name: r.Name}
+	if r.Advertise != "" {
+		addrs, err := member.Addresses(r.Advertise, r.Links)
+		if err != nil {
+			return nil, api.Errorf(api.CodeUsage, "%v", err)
+		}
+		for _, a := range addrs {
+			set.Addrs = append(set.Addrs, a.String())
+		}
+	}
+	return b.one(ctx, r.Order, "member-set", "the addresses of "+r.Name+" were changed", r.Name+" is changed; its daemon listens there from its next start on", &state.Command{MemberSet: set})
+}
+
+// canLose refuses to take a voter away when those that remain and are heard would be no majority.
+func (b backend) canLose(what, name string) error {
+	var why string
+	_ = b.n.m.On(func(c *core.Core) {
+		m := c.State().MemberByName(name)
+		if m == nil {
+			why = "there is no member " + name
+			return
+		}
+		if b.holds(c, m.No) {
+			why = name + " has active services"
+			return
+		}
+		var alive cluster.MemberSet
+		for _, n := range c.State().Group.Voters().List() {
+			if n == c.Self() || c.Alive(n) {
+				alive = alive.With(n)
+			}
+		}
+		if !c.State().Group.Majority(alive) {
+			why = "the members that are heard are no majority of the voters"
+		}
+	})
+	if why != "" {
+		return api.Refusal(what+" of "+name+" refused", why, "hanode status; move its services away first: hanode member drain "+name)
+	}
+	return nil
+}
+
+func (b backend) MemberRemove(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	if err := b.canLose("removal", r.Name); err != nil {
+		return nil, err
+	}
+	return b.one(ctx, r.Order, "member-remove", r.Name+" was removed from the cluster by "+r.Who, r.Name+" is removed", &state.Command{MemberRemove: &state.MemberRemove{Name: r.Name}})
+}
+
+// MemberReplace makes a token with which a new member takes the place of one that is gone.
+func (b backend) MemberReplace(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	if err := b.canLose("replacement", r.Name); err != nil {
+		return nil, err
+	}
+	role := ""
+	_ = b.n.m.On(func(c *core.Core) {
+		if m := c.State().MemberByName(r.Name); m != nil {
+			role = m.Role.String()
+		}
+	})
+	t, err := b.TokenCreate(ctx, api.TokenRequest{Order: r.Order, Role: role, Replace: r.Name})
+	if err != nil {
+		return nil, err
+	}
+	return &api.Outcome{Token: t, Text: "join the new " + role + " with this token; it takes the place of " + r.Name, Next: t.Next}, nil
+}
+
+func (b backend) Drain(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	return b.one(ctx, r.Order, "drain", r.Name+" is drained, ordered by "+r.Who, r.Name+" gives its services away and takes no new ones until hanode member undrain "+r.Name,
+		&state.Command{MemberSet: &state.MemberSet{Name: r.Name, Drain: true}})
+}
+
+func (b backend) Undrain(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	return b.one(ctx, r.Order, "undrain", r.Name+" may carry services again, ordered by "+r.Who, r.Name+" may carry services again", &state.Command{MemberSet: &state.MemberSet{Name: r.Name, Undrain: true}})
+}
+
+// TransferLeader hands the leadership over. The leader does it if it is this member; one that another node holds is asked for there; and what a witness holds,
+// which takes no orders, the member that shall lead takes by becoming a candidate, as it does when a leader has gone silent.
+func (b backend) TransferLeader(ctx context.Context, r api.LeaderRequest, p api.Progress) (*api.Outcome, error) {
+	var to, leader *state.Member
+	_ = b.n.m.On(func(c *core.Core) {
+		if m := c.State().MemberByName(r.To); m != nil {
+			one := *m
+			to = &one
+		}
+		if m := c.State().Member(c.Leader()); m != nil {
+			one := *m
+			leader = &one
+		}
+	})
+	done := &api.Outcome{Text: r.To + " leads", Next: []string{"hanode leader"}}
+	self := b.n.dir.Identity.Name
+	_, mine, _ := b.n.m.Group().Leader()
+	switch {
+	case to == nil:
+		return nil, api.Errorf(api.CodeUsage, "there is no member %s: hanode member list", r.To)
+	case r.Plan:
+		return &api.Outcome{Plan: &api.Plan{Order: "leadership to " + r.To, Steps: []api.Step{{N: 1, Of: 1, Text: r.To + " becomes the leader"}}}}, nil
+	case leader == nil:
+		return nil, api.Errorf(api.CodeNoQuorum, "nobody leads the group: hanode status")
+	case leader.Name == r.To:
+		return done, nil
+	case mine:
+		if err := b.n.m.Group().TransferTo(ctx, to.ServerID()); err != nil {
+			return nil, api.Errorf(api.CodeFailed, "%v", err)
+		}
+	case leader.Role == cluster.RoleNode && leader.Name != self && r.Via == "":
+		return b.leaderFrom(leader).TransferLeader(ctx, r, p)
+	case r.To == self:
+		if err := b.n.m.Group().Kick(); err != nil {
+			return nil, api.Errorf(api.CodeFailed, "%v", err)
+		}
+	case to.Role == cluster.RoleNode && r.Via == "":
+		return b.leaderFrom(to).TransferLeader(ctx, r, p)
+	default:
+		return nil, api.Errorf(api.CodeRefused, "the leader is %s: give this order on %s; hanode leader", leader.Name, r.To)
+	}
+	if !b.n.news.wait(ctx, func() bool { return b.leads(to.No) }) {
+		return nil, api.Errorf(api.CodeTimeout, "%s does not lead yet: hanode leader", r.To)
+	}
+	return done, nil
+}
+
+func (b backend) leaderFrom(m *state.Member) *api.Client {
+	return api.Forward(m.Name, func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, m.ID, link.API) })
+}
+
+func (b backend) leads(n cluster.MemberNo) (yes bool) {
+	_ = b.n.m.On(func(c *core.Core) { yes = c.Leader() == n })
+	return yes
+}
+
+func (b backend) Leave(ctx context.Context, r api.LeaveRequest, p api.Progress) (*api.Outcome, error) {
+	name := b.n.dir.Identity.Name
+	out, err := b.MemberRemove(ctx, api.MemberRequest{Order: r.Order, Name: name, Force: r.Force}, p)
+	if err != nil {
+		return nil, err
+	}
+	b.n.leave()
+	return out, nil
+}
+
+func (b backend) Force(context.Context, api.ForceRequest, api.Progress) (*api.Outcome, error) {
+	return nil, api.Refusal("force refused", "this version has no services with data, for which a forced takeover could be needed", "hanode failover, or hanode service clear")
+}
+
+// Events calls yield for each event that the log keeps, and then for new ones.
+func (b backend) Events(ctx context.Context, q api.EventQuery, yield func(api.Event) error) error {
+	var after uint64
+	first := true
+	for {
+		var batch []state.Event
+		_ = b.n.m.On(func(c *core.Core) {
+			for _, e := range c.State().Events {
+				if e.ID > after {
+					batch = append(batch, e)
+				}
+			}
+		})
+		if first && q.Limit > 0 && len(batch) > q.Limit {
+			batch = batch[len(batch)-q.Limit:]
+		}
+		first = false
+		for _, e := range batch {
+			after = e.ID
+			at := time.UnixMilli(e.At)
+			if !q.Since.IsZero() && at.Before(q.Since.Time) || !q.Until.IsZero() && at.After(q.Until.Time) || q.Service != "" && q.Service != e.Object {
+				continue
+			}
+			ev := api.Event{Seq: e.ID, At: stamp(e.At), Severity: e.Severity, Kind: e.Kind, Service: e.Object, Text: e.Text}
+			if e.Decision != 0 {
+				ev.Decision = decisionID(e.Decision)
+			}
+			if err := yield(ev); err != nil {
+				return err
+			}
+		}
+		if !q.Follow || !q.Until.IsZero() && time.Now().After(q.Until.Time) {
+			return nil
+		}
+		if !b.n.news.wait(ctx, func() bool {
+			more := false
+			_ = b.n.m.On(func(c *core.Core) { more = c.State().LastEvent > after })
+			return more
+		}) {
+			return nil
+		}
+	}
+}
+
+// DebugBundle writes what is needed to look into a problem elsewhere.
+func (b backend) DebugBundle(ctx context.Context, w io.Writer) error {
+	var st []byte
+	_ = b.n.m.On(func(c *core.Core) { st = c.State().Redacted().Snapshot() })
+	status, err := b.Status(ctx, api.StatusQuery{})
+	if err != nil {
+		return err
+	}
+	bw := api.NewBundle(w, "hanode-"+b.n.dir.Identity.Name, time.Now())
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return errors.Join(bw.AddJSON("status.json", status), bw.Add("state.pb", st), bw.AddJSON("raft.json", b.n.m.Group().Stats()), bw.Add("stacks.txt", stacks), bw.Close())
+}
