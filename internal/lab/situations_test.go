@@ -440,7 +440,7 @@ func (p *play) refusal(out []byte, err error) func(int, string) {
 			p.Errorf("it was done, and should have been refused with %q: %s", words, out)
 		case !errors.As(err, &ce):
 			p.Error(err)
-		case ce.exit != status || !strings.Contains(ce.said, words):
+		case ce.exit != status || !strings.Contains(strings.Join(strings.Fields(ce.said), " "), words):
 			p.Errorf("refused with status %d: %s\nwant status %d and %q", ce.exit, ce.said, status, words)
 		default:
 			p.Logf("refused: %s", strings.TrimSpace(firstLines(ce.said, 3)))
