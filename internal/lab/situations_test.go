@@ -113,6 +113,7 @@ func (s *stage) play(t *testing.T, x situation) {
 		s.open(t, ctx)
 	}
 	s.good = false
+	began := time.Now()
 	p := &play{T: t, ctx: ctx, product: s.cur.prod, logs: map[string]int64{}}
 	defer func() {
 		if t.Failed() {
@@ -120,8 +121,11 @@ func (s *stage) play(t *testing.T, x situation) {
 		}
 	}()
 	p.start()
+	t.Logf("ready to begin after %v", time.Since(began).Round(time.Millisecond))
 	x.play(p)
+	played := time.Now()
 	p.finish(x)
+	t.Logf("mended and judged in %v", time.Since(played).Round(time.Millisecond))
 	s.good = !t.Failed() && !x.own
 }
 
