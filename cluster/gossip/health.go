@@ -19,6 +19,7 @@ type Health struct {
 	LinksDown uint8
 	Degraded  bool   // the member knows something about itself that an operator should look at
 	Note      string // what that is, at most 200 bytes
+	Wall      int64  // the member's wall clock when it said so, in ms; 0: not said
 }
 
 // The frame: format (1), then fields of tag (1), length (1), value. Unknown tags are skipped: fields are only added.
@@ -34,9 +35,10 @@ const (
 	tagLinks     = 7
 	tagDegraded  = 8
 	tagNote      = 9
+	tagWall      = 10
 )
 
-// Encode returns at most 330 bytes: texts that are too long are cut.
+// Encode returns at most 340 bytes: texts that are too long are cut.
 func (h Health) Encode() []byte {
 	b := []byte{healthFormat}
 	number := func(tag byte, v uint64) {
@@ -60,6 +62,7 @@ func (h Health) Encode() []byte {
 		b = append(b, tagDegraded, 0)
 	}
 	text(tagNote, h.Note, 200)
+	number(tagWall, uint64(max(h.Wall, 0)))
 	return b
 }
 
@@ -90,7 +93,7 @@ func DecodeHealth(b []byte) (h Health, err error) {
 func (h *Health) set(tag byte, v []byte) bool {
 	var n uint64
 	switch tag {
-	case tagLoad, tagFsync, tagLateness, tagFreeDisk, tagFreeRatio:
+	case tagLoad, tagFsync, tagLateness, tagFreeDisk, tagFreeRatio, tagWall:
 		if len(v) != 8 {
 			return false
 		}
@@ -118,6 +121,8 @@ func (h *Health) set(tag byte, v []byte) bool {
 		h.Degraded = true
 	case tagNote:
 		h.Note = string(v)
+	case tagWall:
+		h.Wall = int64(n &^ (1 << 63))
 	}
 	return true
 }

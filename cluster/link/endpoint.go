@@ -15,7 +15,7 @@ import (
 	"github.com/hanode/hanode/cluster"
 )
 
-// tick is how often gaps are filled and paths are judged.
+// tick is how often gaps are filled and paths are judged at most; with slow beats it is done less often, see pace.
 const tick = 10 * time.Millisecond
 
 // Endpoint is the port of this process. All methods may be called concurrently.
@@ -201,22 +201,34 @@ func (e *Endpoint) mesh(clusterID string) *Mesh {
 	return e.meshes[clusterID]
 }
 
+// pace is how often gaps are to be filled and paths to be judged: twice in the shortest beat of all meshes.
+func (e *Endpoint) pace() time.Duration {
+	p := 5 * tick
+	for _, m := range e.allMeshes() {
+		p = min(p, time.Duration(m.beat.Load())/2)
+	}
+	return max(p, tick)
+}
+
 // maintain is the heartbeat of all meshes.
 func (e *Endpoint) maintain(ctx context.Context) {
-	t := time.NewTicker(tick)
+	pace := e.pace()
+	t := time.NewTimer(pace)
 	defer t.Stop()
 	var last, holdUntil, noHoldBefore cluster.Instant
 	for {
 		// After a stall of this process the frames of that time are still to be read: nobody is silent yet. But a process
 		// that is always late must judge all the same.
 		now := e.now()
-		if last != 0 && now.Sub(last) > 3*tick && now >= noHoldBefore {
+		if last != 0 && now.Sub(last) > pace+2*tick && now >= noHoldBefore {
 			holdUntil, noHoldBefore = now.Add(2*tick), now.Add(200*time.Millisecond)
 		}
 		last = now
 		for _, m := range e.allMeshes() {
 			m.tick(now, now >= holdUntil)
 		}
+		pace = e.pace()
+		t.Reset(pace)
 		select {
 		case <-ctx.Done():
 			return

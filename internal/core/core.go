@@ -76,6 +76,7 @@ type service struct {
 	// Holder side.
 	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
+	closedAt  cluster.Instant
 	releasing *Release
 	nextRel   cluster.Instant
 	order     *Order // a planned move under way
@@ -143,8 +144,11 @@ func (c *Core) take() []Action {
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
 	c.findLeader()
-	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
+	m := c.st.MemberByID(c.cfg.ID)
+	if m != nil {
 		c.self = m.No
+	}
+	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
 			if !c.joined {
 				c.joinedAt = c.now
@@ -242,6 +246,9 @@ func (c *Core) Apply(now cluster.Instant, wall int64, index uint64, cmd *state.C
 	}
 	c.refresh()
 	if o.Result == lock.Accepted {
+		if cmd.Nop == nil {
+			c.nextPlan = c.now
+		}
 		c.applied(cmd)
 	}
 	return o, c.take(), nil
@@ -301,6 +308,9 @@ func (c *Core) applied(cmd *state.Command) {
 // follow compares a holder with what the log says of its service.
 func (c *Core) follow(v *service) {
 	s := c.rec(v)
+	if s == nil {
+		return // an answer that came after the service was deleted
+	}
 	l := &s.Lock
 	for e := range v.released {
 		if e < l.Epoch {
@@ -322,7 +332,7 @@ func (c *Core) follow(v *service) {
 			c.fencedByBump(v)
 		}
 	case mine:
-		c.granted(v, l.Epoch, l.TTL)
+		c.granted(v, l.Epoch, l.TTL, c.sinceZero(s))
 	case l.Epoch > v.holder.Epoch || (l.Epoch == v.holder.Epoch && l.Holder != c.me()):
 		if v.holder.Saw(l.Epoch) || (v.holder.Renews() && l.Holder != c.me()) {
 			c.end(v, fmt.Sprintf("epoch %d was granted to %s", l.Epoch, c.st.MemberName(l.Holder.Node)), false)
@@ -351,7 +361,7 @@ func (c *Core) followSticky(v *service, l *lock.Service) {
 }
 
 // granted begins a tenure; what it may do waits for the first acknowledgement.
-func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
+func (c *Core) granted(v *service, e cluster.Epoch, ttl, since time.Duration) {
 	if e <= v.holder.Epoch {
 		return
 	}
@@ -369,7 +379,7 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		// It was asked for its promise before it heard of its Grant, and gave it.
 		v.holder.Fence()
 		v.closing = true
-		v.closeOf = e
+		v.closeOf, v.closedAt = e, c.now
 		v.releasing = &Release{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Why: "the epoch was promised away before its Grant was heard of"}
 		c.do(Close{Service: v.no, Epoch: e, Why: v.releasing.Why})
 		return
@@ -378,7 +388,7 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now
 	c.renew()
-	c.begin(v)
+	c.begin(v, since)
 }
 
 // Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.

@@ -60,7 +60,7 @@ func (c *Core) facts(v *service) *plan.Service {
 		}
 	}
 	own := v.report
-	own.Serving, own.Epoch = v.holder.Renews(), v.holder.Epoch
+	own.Serving, own.Epoch = c.tenure(v), v.holder.Epoch
 	out.Reports[c.self] = own
 	for i := range c.peers {
 		p := &c.peers[i]
@@ -79,19 +79,42 @@ func (c *Core) facts(v *service) *plan.Service {
 	return out
 }
 
-// planEvery is how often the leader looks at every service, beside the moments at which something happens.
+// planEvery is how often the leader looks at every service while one of them may have to move, beside the moments at which something
+// happens.
 const planEvery = 10 * time.Millisecond
+
+// planAgain is when the leader must look again: in calm with the next beat, or when the holder that was silent for longest would count
+// as silent; at once while something moves or nobody serves.
+func (c *Core) planAgain() time.Duration {
+	again := c.renewEvery()
+	kick := c.st.Timing().Kick
+	if len(c.st.Group.Sets) > 1 {
+		return planEvery
+	}
+	for _, v := range c.svcs {
+		s := c.rec(v)
+		if s == nil || (s.Stopped && v.move == nil) {
+			continue
+		}
+		age := c.age(s.Lock.Holder.Node)
+		if _, released := v.released[s.Lock.Epoch]; v.move != nil || released || s.Lock.Holder.Node == 0 || age >= kick {
+			return planEvery
+		}
+		again = min(again, max(kick-age, time.Millisecond))
+	}
+	return again
+}
 
 // lead decides for every service, collects promises, and proposes what they suffice for.
 func (c *Core) lead() {
 	if c.now >= c.nextPlan {
-		c.nextPlan = c.now.Add(planEvery)
 		view := c.view()
 		for _, v := range c.svcs {
 			c.decide(view, v)
 		}
 		c.settle(view)
 		c.standAside(view)
+		c.nextPlan = c.now.Add(c.planAgain())
 	}
 	for _, v := range c.svcs {
 		c.collect(v)

@@ -53,9 +53,10 @@ func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	return c.take()
 }
 
-// Next is when a Tick is due.
+// Next is when a Tick is due. It is counted from the last Tick, so that no flood of other events can put it off: callers let a Tick
+// come when this moment has passed, whatever else there is to do.
 func (c *Core) Next(now cluster.Instant) cluster.Instant {
-	next := now.Add(20 * time.Millisecond)
+	next := c.lastTick.Add(c.idle())
 	at := func(i cluster.Instant) {
 		if i != 0 && i < next {
 			next = i
@@ -64,6 +65,10 @@ func (c *Core) Next(now cluster.Instant) cluster.Instant {
 	at(c.nextBeat)
 	if c.leads {
 		at(c.nextPlan)
+	} else if c.leader != 0 && c.leader != c.self {
+		if silent := c.peers[c.leader].heard.Add(c.st.Timing().Kick); silent > now {
+			at(silent)
+		}
 	}
 	for _, v := range c.svcs {
 		if v.holder.Renews() {
@@ -77,7 +82,25 @@ func (c *Core) Next(now cluster.Instant) cluster.Instant {
 	return max(next, now.Add(time.Millisecond))
 }
 
+// busyTick is how often time passes while something is under way that no frame or answer drives on.
+const busyTick = 20 * time.Millisecond
+
+// idle is how long nothing need be looked at: in calm, as long as the beats leave between them, so that a quiet member wakes up no more
+// often than it has to send.
+func (c *Core) idle() time.Duration {
+	if c.self == 0 || !c.joined || c.leader == 0 || c.own(c.leader) >= c.st.Timing().Kick {
+		return busyTick
+	}
+	for _, v := range c.svcs {
+		if v.order != nil || v.closing || v.releasing != nil || v.move != nil || v.sticking || v.gaveUp != "" {
+			return busyTick
+		}
+	}
+	return min(max(busyTick, c.renewEvery()), 5*busyTick)
+}
+
 func (c *Core) tick() {
+	c.lastTick = c.now
 	if c.self == 0 {
 		return
 	}
@@ -98,7 +121,6 @@ func (c *Core) tick() {
 	if c.leads {
 		c.lead()
 	}
-	c.lastTick = c.now
 }
 
 // join asks the log to admit this run, until it has.
@@ -111,7 +133,9 @@ func (c *Core) join() {
 	c.propose(&state.Command{Join: &state.Join{ID: c.cfg.ID, Inc: c.cfg.Inc, Boot: c.cfg.Boot, Version: c.cfg.Version}},
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
-			if err == nil && o.Err() != nil && !c.joined {
+			m := c.st.MemberByID(c.cfg.ID)
+			// A repeated question is refused too: only a newer run, or the removal of this member, is a reason to say so.
+			if err == nil && o.Err() != nil && !c.joined && (m == nil || m.Removed || c.st.Group.Admission(m.No).Inc > c.cfg.Inc) {
 				c.nextJoin = c.now.Add(10 * time.Second) // nothing but an operator changes that
 				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
 			}
@@ -132,7 +156,7 @@ func (c *Core) beat() {
 		}
 		if c.cfg.Role == cluster.RoleNode {
 			b.Reports = append(b.Reports, Report{Service: v.no, Epoch: v.holder.Epoch, Ready: v.report.Ready, Unhealthy: v.report.Unhealthy,
-				Serving: v.holder.Renews()})
+				Serving: c.tenure(v)})
 		}
 	}
 	for i := range c.st.Members {
@@ -170,6 +194,7 @@ func (c *Core) heard(from cluster.MemberNo) {
 	p := &c.peers[from]
 	if p.since == 0 {
 		p.since = c.now
+		c.nextPlan = c.now
 		c.do(Announce{})
 	}
 	p.heard = c.now
@@ -192,6 +217,9 @@ func (c *Core) onBeat(from cluster.MemberNo, b *Beat) {
 		v := c.find(r.Service)
 		if v != nil && v.holder.Saw(r.Epoch) {
 			c.end(v, "another member knows of a newer epoch", true)
+		}
+		if s := c.st.Service(r.Service); s != nil && s.Lock.Holder.Node == from && s.Lock.Epoch == r.Epoch && !r.Serving {
+			c.nextPlan = c.now // its tenure has ended
 		}
 	}
 }
@@ -283,7 +311,7 @@ func (c *Core) onGranted(g *Granted) {
 		if c.st.Group.C() < g.VoterSets {
 			return // it would count under voters of before the Grant: its log tells it soon
 		}
-		c.granted(v, g.Epoch, g.TTL)
+		c.granted(v, g.Epoch, g.TTL, g.Since)
 		return
 	}
 	if v.order != nil && v.releasing != nil && g.Epoch > v.releasing.Epoch {
@@ -330,6 +358,9 @@ func (c *Core) own(n cluster.MemberNo) time.Duration {
 // kick makes this member a candidate when the leader has gone silent and it is the one to do so: the first of the voters that are heard, nodes that
 // serve nothing before those that do, witnesses last, so that only one does it.
 func (c *Core) kick() {
+	if m := c.st.Member(c.self); m == nil || m.Removed {
+		return // nobody sends it beats any more
+	}
 	t := c.st.Timing()
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return

@@ -65,6 +65,7 @@ func (l *loop) post(f func(), mayDrop bool) {
 // run is the loop.
 func (l *loop) run(ctx context.Context) {
 	defer close(l.done)
+	due := l.m.now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -75,10 +76,22 @@ func (l *loop) run(ctx context.Context) {
 			f()
 			l.drain()
 		case <-timer.C:
+		}
+		// Whatever else there is to do, time passes when it is due.
+		if now := l.m.now(); now >= due {
+			l.late(now, now.Sub(due))
 			l.step(core.Tick{})
 		}
 		now := l.m.now()
-		timer.Reset(l.m.core.Next(now).Sub(now))
+		due = l.m.core.Next(now)
+		timer.Reset(due.Sub(now))
+	}
+}
+
+// late counts how late the loop is for what was due.
+func (l *loop) late(now cluster.Instant, d time.Duration) {
+	if c := l.m.cfg.Lateness; c != nil {
+		c.Record(now, d)
 	}
 }
 

@@ -67,6 +67,10 @@ type Config struct {
 	Slow func() time.Duration
 	// OnAlarm is told of trouble of the log's disk.
 	OnAlarm func(raft.Alarm)
+	// Lateness counts how late the loop's timer rings; nil: it is not counted.
+	Lateness Lateness
+	// Note is what this member knows to be wrong with itself, for the others to see; nil or "": nothing.
+	Note func() string
 }
 
 // Member is one member at work.
@@ -94,9 +98,12 @@ type Member struct {
 	malformed atomic.Uint64
 	leading   atomic.Bool
 	logTime   atomic.Int64
+	health    health
+	place     place
+	committed chan struct{}   // as leader: something was committed that followers act on
+	led       raft.State      // who leads, as Raft said last; only on the loop
 	startWall time.Time       // the wall clock when this daemon started,
 	startAt   cluster.Instant // at this instant
-	led       raft.State      // who leads, as Raft said last; only on the loop
 }
 
 // New opens the log and the port, and starts nothing.
@@ -105,6 +112,9 @@ func New(cfg Config) (*Member, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.committed = make(chan struct{}, 1)
+	m.place = place{m: m, rtt: map[cluster.NodeID]*slowest{}}
+	m.health = health{m: m, note: cfg.Note, clocks: map[cluster.NodeID]*clock{}}
 	if m.cfg.Wall == nil {
 		m.cfg.Wall = time.Now
 	}
@@ -161,7 +171,7 @@ func (m *Member) open(addrs []netipAddr, role cluster.Role) error {
 	}
 	m.group, err = raft.Open(raft.Config{Dir: dir, ClusterID: m.ident.ClusterID, ServerID: m.serverID, FSM: machine{m.loop}, Stream: &stream{m: m, l: m.mesh.Listener(link.Raft, nil)},
 		Log: m.log, Ballast: m.cfg.Ballast, Slow: m.cfg.Slow, Probe: func() []byte { return (&state.Command{Nop: &state.Nop{}}).Encode() },
-		OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
+		CommitTimeout: commitTimeout, Heir: m.place.Heir, OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
 	if err != nil {
 		m.mesh.Close()
 		return err
@@ -243,6 +253,9 @@ func (m *Member) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return m.serveRelay(gctx) })
 	g.Go(func() error { return m.keepRoster(gctx) })
+	g.Go(func() error { return m.health.run(gctx) })
+	g.Go(func() error { return m.place.run(gctx) })
+	g.Go(func() error { return m.spread(gctx) })
 	g.Go(func() error {
 		select {
 		case err := <-m.fail:
@@ -362,6 +375,12 @@ func (m *Member) onAlarm(a raft.Alarm) {
 func (m *Member) applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if cmd.At != 0 {
 		m.logTime.Store(cmd.At)
+	}
+	if cmd.Nop == nil && m.leading.Load() {
+		select {
+		case m.committed <- struct{}{}:
+		default:
+		}
 	}
 	m.local.Applied(index, cmd, o)
 }

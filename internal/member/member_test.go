@@ -241,3 +241,51 @@ func TestASwitchoverMovesTheServiceWithinMilliseconds(t *testing.T) {
 		t.Errorf("the switchover took %v", took)
 	}
 }
+
+func TestMembersHearOfEachOthersHealth(t *testing.T) {
+	a, b, w := trio(t)
+	for _, h := range []*host{a, b, w} {
+		eventually(t, h.name+" knows the health of three members", func() bool {
+			known := 0
+			for _, one := range h.m.Health() {
+				if one.Known && one.Alive && one.Version == "test" && one.FreeDisk > 0 {
+					known++
+				}
+			}
+			return known == 3
+		})
+	}
+	for _, one := range b.m.Health() {
+		if one.ClockOffset.Abs() > 2*time.Second {
+			t.Errorf("the clock of member %d is said to be off by %v on the same machine", one.Member, one.ClockOffset)
+		}
+	}
+	if err := a.m.On(func(c *core.Core) {
+		for no, want := range map[cluster.MemberNo]string{1: "a", 2: "b", 3: "w"} {
+			if got := c.State().MemberName(no); got != want {
+				t.Errorf("member %d is %s, want %s", no, got, want)
+			}
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheClockOfAMemberIsJudgedByTheQuickestOfItsNews(t *testing.T) {
+	var c clock
+	if c.offset() != 0 {
+		t.Error("nothing was told, and an offset is known")
+	}
+	for _, delay := range []int64{900, 30, 400, 700} { // its clock is 2000 ms ahead of ours
+		c.add(10_000+2000, 10_000+delay)
+	}
+	if got := c.offset(); got != 1970*time.Millisecond {
+		t.Errorf("the offset is %v, want 1.97s", got)
+	}
+	for range 4 { // it was set right
+		c.add(20_000, 20_040)
+	}
+	if got := c.offset(); got != -40*time.Millisecond {
+		t.Errorf("the offset is %v, want -40ms", got)
+	}
+}

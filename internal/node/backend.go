@@ -39,6 +39,7 @@ func (b backend) Status(_ context.Context, q api.StatusQuery) (*api.Status, erro
 		st.Source = api.SourceLocal
 	}
 	b.links(st)
+	b.health(st)
 	for i := range st.Services {
 		b.localService(&st.Services[i])
 	}

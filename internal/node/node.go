@@ -52,6 +52,7 @@ type Node struct {
 	dir   *member.Dir
 	m     *member.Member
 	rt    rt.Report
+	late  *rt.Histogram // of the loop's timer
 	root  *cgroup.Root
 	gate  *gate.Gate
 	vips  *vip.Keeper
@@ -77,6 +78,7 @@ type Node struct {
 func New(cfg Config) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, services: map[cluster.ServiceNo]*service{}, stopping: map[cluster.ServiceNo]context.CancelFunc{},
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
+	n.late = rt.NewHistogram(lateWindow)
 	n.news.init()
 	n.orders.init()
 	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
@@ -104,11 +106,14 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.rt.OOM != nil {
 		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log)}); err != nil {
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late}); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
+
+// lateWindow is over what time the loop's lateness is counted.
+const lateWindow = 5 * time.Minute
 
 func (n *Node) close() {
 	if n.vips != nil {
@@ -163,6 +168,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.announcer(gctx) })
 	g.Go(func() error { return n.serveAPI(gctx) })
 	g.Go(func() error { return n.saveStatus(gctx) })
+	g.Go(func() error { return n.watchHealth(gctx) })
 	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {

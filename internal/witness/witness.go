@@ -58,6 +58,7 @@ type Witness struct {
 	version string
 	log     *slog.Logger
 	ep      *link.Endpoint
+	late    *rt.Histogram // one for the whole process: it is the machine that is late
 
 	mu     sync.Mutex
 	served map[string]*Served
@@ -65,7 +66,7 @@ type Witness struct {
 
 // New makes the process punctual and opens the port for all clusters in the data directory.
 func New(dataDir, version string, log *slog.Logger) (*Witness, error) {
-	w := &Witness{dataDir: dataDir, version: version, log: log, served: map[string]*Served{}}
+	w := &Witness{dataDir: dataDir, version: version, log: log, served: map[string]*Served{}, late: rt.NewHistogram(lateWindow)}
 	o := rt.Daemon()
 	o.GCPercent = 50 // small before quick: a witness has next to no garbage
 	if rep := rt.EnterWith(o); rep.Err() != nil {
@@ -99,6 +100,9 @@ func New(dataDir, version string, log *slog.Logger) (*Witness, error) {
 	w.ep, err = link.Listen(link.Config{Listen: addrs, Log: log})
 	return w, err
 }
+
+// lateWindow is over what time the lateness is counted.
+const lateWindow = 5 * time.Minute
 
 // Dirs lists the state directories in a witness's data directory.
 func Dirs(dataDir string) ([]string, error) {
@@ -179,7 +183,8 @@ func (w *Witness) serve(ctx context.Context, s *Served) error {
 	}
 	defer d.Close()
 	log := w.log.With("cluster", d.Identity.Cluster)
-	m, err := member.New(member.Config{Dir: d, Local: member.Nothing{}, Endpoint: w.ep, Version: w.version, Log: log, Ballast: ballast, Slow: member.FaultDisk(log)})
+	m, err := member.New(member.Config{Dir: d, Local: member.Nothing{}, Endpoint: w.ep, Version: w.version, Log: log, Ballast: ballast, Slow: member.FaultDisk(log),
+		Lateness: w.late})
 	if err != nil {
 		return err
 	}
