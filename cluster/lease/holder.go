@@ -83,9 +83,9 @@ func (h *Holder) Bumped(e cluster.Epoch, ttl time.Duration) (serving bool) {
 }
 
 // WantBump says whether a refusal that names highest calls for a Bump: a promise was made for the current epoch, no later epoch exists, and
-// the holder still serves.
+// the holder still serves. That goes for Sticky too: its end needs fresh acknowledgements, which nobody gives for an epoch that was promised away.
 func (h *Holder) WantBump(now cluster.Instant, highest cluster.Epoch) bool {
-	return highest == h.Epoch && h.Bumping == 0 && h.MayServe(now) && !h.Sticky
+	return highest == h.Epoch && h.Bumping == 0 && h.MayServe(now)
 }
 
 // SetVoters tells under which voter sets acknowledgements are counted from now on. What the sets of before gave stands until its end.

@@ -289,7 +289,7 @@ func (c *config) dataBroken(w *world) string {
 	for _, no := range c.nodes.List() {
 		n := int(no)
 		x := &w.m[n]
-		if r.inSync>>n&1 == 1 && r.boots[n] == x.boot && w.disk.fsynced&^x.data.dur != 0 {
+		if free := !r.sticky || int(r.holder) == n; free && r.inSync>>n&1 == 1 && r.boots[n] == x.boot && w.disk.fsynced&^x.data.dur != 0 {
 			return "an fsynced operation is not on the disk of a member in sync"
 		}
 		if !x.up || x.at == noIndex || must&^x.data.has == 0 {

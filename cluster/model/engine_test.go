@@ -49,6 +49,7 @@ type config struct {
 	code    code
 	never   [64]bool
 	most    int // states; 0: no bound
+	deepest int // events; 0: no bound
 }
 
 // visited is the set of the fingerprints of all states found, each with that of the state it was found from.
@@ -160,7 +161,7 @@ func explore(c *config) result {
 			r.complete = true
 			break
 		}
-		if c.most > 0 && r.states >= c.most {
+		if c.most > 0 && r.states >= c.most || c.deepest > 0 && r.depth >= c.deepest {
 			break
 		}
 		level = next

@@ -42,7 +42,6 @@ type faults struct {
 	promiseServing      bool // a holder that is asked promises before it stops
 	promiseAhead        bool // a holder that is asked for its own next epoch answers as any voter
 	serveClosed         bool // serves on a Grant of an epoch that it has promised
-	serveFencedBump     bool // serves on a Bump after having fenced
 	grantIsEnough       bool // serves from the Grant, without an acknowledgement
 	pushedGrant         bool // a Grant heard of before it is applied is counted under the voter sets that are applied
 	noGateShutOnStart   bool // a restarted daemon leaves its predecessor's gates open
@@ -53,7 +52,6 @@ type faults struct {
 	grantUnjoined       bool // the leader grants to a run whose Join is not committed
 	receiptTime         bool // counts from the receipt
 	confirmEarly        bool // confirms a voter set while its gates are open by the older one alone
-	confirmAsBump       bool // takes a Bump for a confirmation
 
 	// Data.
 	pendingSurvive   bool // pending operations survive deposition

@@ -33,11 +33,11 @@ func (v *View) Leave(s *Service, a Active) (to *Member, kind, why string) {
 		if v.Damping > 0 && s.Moves >= v.Damping {
 			return nil, "", ""
 		}
-		if to := v.other(s, true); to != nil {
+		if to := v.other(s.unstuck(), true); to != nil {
 			return to, "failover", a.GaveUp
 		}
 	case self.Drained:
-		if to := v.other(s, false); to != nil {
+		if to := v.other(s.unstuck(), false); to != nil {
 			return to, "drain", self.Name + " is drained"
 		}
 	case s.Spec.Failback == "automatic" && len(s.Spec.Nodes) > 0 && s.Spec.Nodes[0] != self.Name:
@@ -50,6 +50,18 @@ func (v *View) Leave(s *Service, a Active) (to *Member, kind, why string) {
 		}
 	}
 	return nil, "", ""
+}
+
+// unstuck is the service as it is when the active gives it up itself: before its Release it ends the state in which nobody else may take it, because the
+// witness was lost.
+func (s *Service) unstuck() *Service {
+	if !s.Lock.Sticky {
+		return s
+	}
+	out, l := *s, *s.Lock
+	l.Sticky = false
+	out.Lock = &l
+	return &out
 }
 
 // other is the best node beside the active that can take the service now.
@@ -85,6 +97,7 @@ func (v *View) Switchover(s *Service, to string) (*Member, *Refusal) {
 	case self != nil && to == self.Name:
 		return no(to+" is the active already", "nothing to do: hanode status")
 	}
+	s = s.unstuck()
 	if to == "" {
 		m := v.other(s, true)
 		if m == nil {

@@ -117,7 +117,7 @@ func TestDecideInTheSituationsOfTheProtocol(t *testing.T) {
 		{"first start", w, func(v *View, s *Service) {
 			*s.Lock = lock.Service{Eligible: cluster.SetOf(a, b)}
 			s.Reports = map[cluster.MemberNo]Report{a: {Ready: true}, b: {Ready: true}}
-		}, a, "start", false, cluster.SetOf(a, b, w), "a starts web"},
+		}, a, "start", false, 0, "a starts web"},
 		{"switchover: released for a named node", w, func(v *View, s *Service) {
 			s.Released, s.Target, s.Kind, s.By, s.Why = true, b, "switchover", "tom", "trial"
 		}, b, "switchover", false, cluster.SetOf(a, b, w), "b took over because a gave it up: trial"},
@@ -240,7 +240,7 @@ func TestTheOutlookSaysWhatHappensIfTheActiveDies(t *testing.T) {
 		{"protected", func(*View, *Service) {}, true, "b takes over by itself", ""},
 		{"(e) the witness is silent", func(v *View, s *Service) { v.silent(w) }, false, "DOWN until a returns", "witness-lost"},
 		{"(e) sticky", func(v *View, s *Service) { s.Lock.Sticky = true }, false, "DOWN until a returns", "witness-lost"},
-		{"the standby is silent", func(v *View, s *Service) { v.silent(b) }, false, "DOWN until a returns", "witness-lost"},
+		{"the standby is silent", func(v *View, s *Service) { v.silent(b) }, false, "DOWN until a returns", "no-standby"},
 		{"the standby is behind", func(v *View, s *Service) { s.Lock.Data, s.Lock.InSync = true, cluster.SetOf(a) }, false, "DOWN until a returns", "standby-behind"},
 		{"paused", func(v *View, s *Service) { s.Paused = true }, false, "b, by your order", "paused"},
 		{"manual", func(v *View, s *Service) { s.Spec.Failover = "manual" }, false, "b, by your order", "approval-needed"},

@@ -42,11 +42,12 @@ type Core struct {
 	now     cluster.Instant
 	wall    int64
 
-	joined  bool // the log has admitted this run
-	joining bool
-	peers   [cluster.MaxMembers + 1]peer
-	svcs    []*service // in order of ServiceNo
-	gone    []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
+	joined   bool // the log has admitted this run
+	joinedAt cluster.Instant
+	joining  bool
+	peers    [cluster.MaxMembers + 1]peer
+	svcs     []*service // in order of ServiceNo
+	gone     []*service // of deleted services: what was promised and acknowledged stays promised, and the name may come back
 
 	leads     bool // this member leads the group and has applied everything that was committed before
 	leader    cluster.MemberNo
@@ -142,9 +143,15 @@ func (c *Core) take() []Action {
 // refresh follows the state: finds itself, makes the voter and holder of each new service, forgets those that are gone.
 func (c *Core) refresh() {
 	c.findLeader()
-	if m := c.st.MemberByID(c.cfg.ID); m != nil && !m.Removed {
+	m := c.st.MemberByID(c.cfg.ID)
+	if m != nil {
 		c.self = m.No
+	}
+	if m != nil && !m.Removed {
 		if c.st.Group.Admission(m.No).Inc == c.cfg.Inc {
+			if !c.joined {
+				c.joinedAt = c.now
+			}
 			c.joined = true
 		}
 	} else if m != nil {
@@ -300,6 +307,9 @@ func (c *Core) applied(cmd *state.Command) {
 // follow compares a holder with what the log says of its service.
 func (c *Core) follow(v *service) {
 	s := c.rec(v)
+	if s == nil {
+		return // an answer that came after the service was deleted
+	}
 	l := &s.Lock
 	for e := range v.released {
 		if e < l.Epoch {

@@ -391,12 +391,12 @@ func (c *Core) tendSticky(v *service) {
 		return
 	}
 	spec := c.spec(v)
-	if spec == nil || spec.WitnessLost == "hold" {
+	if spec == nil {
 		return
 	}
 	lost, back := c.witness()
 	switch {
-	case lost && (!s.Lock.Sticky || v.unstuck == s.Lock.Gen):
+	case lost && spec.WitnessLost != "hold" && (!s.Lock.Sticky || v.unstuck == s.Lock.Gen):
 		v.sticking = true
 		c.stick(v, false)
 	case s.Lock.Sticky && back && v.holder.Fresh(c.now) > c.now.Add(v.holder.TTL/2):

@@ -1,6 +1,8 @@
 package core
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -19,10 +21,12 @@ type Look struct {
 	GaveUp   string
 }
 
-// View is this moment as this member sees it.
+// View is this moment as this member sees it. It is the caller's own, except for what it says of the agreed state.
 func (c *Core) View(now cluster.Instant, wall int64) *plan.View {
 	c.now, c.wall = max(c.now, now), wall
-	return c.view()
+	v := *c.view()
+	v.Members = slices.Clone(v.Members)
+	return &v
 }
 
 // Look tells of one service.
@@ -31,7 +35,9 @@ func (c *Core) Look(view *plan.View, no cluster.ServiceNo) (Look, bool) {
 	if v == nil {
 		return Look{}, false
 	}
-	f := c.facts(v)
+	own := *c.facts(v) // facts uses its memory again
+	own.Reports = maps.Clone(own.Reports)
+	f := &own
 	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: v.verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now),
 		Moving: v.move != nil || v.order != nil, GaveUp: v.gaveUp}, true
 }

@@ -312,6 +312,11 @@ func (c *Core) onGranted(g *Granted) {
 		c.granted(v, g.Epoch, g.TTL)
 		return
 	}
+	if v.order != nil && v.releasing != nil && g.Epoch > v.releasing.Epoch {
+		// The log may be long in saying so: its disk may be the reason for the move.
+		c.do(OrderDone{Service: v.no, ID: v.order.ID, Epoch: g.Epoch, Holder: g.To.Node})
+		v.order = nil
+	}
 	if v.holder.Saw(g.Epoch) {
 		c.end(v, "the next epoch was granted to "+c.st.MemberName(g.To.Node), true)
 	}
@@ -351,9 +356,15 @@ func (c *Core) own(n cluster.MemberNo) time.Duration {
 // kick makes this member a candidate when the leader has gone silent and it is the one to do so: the first of the voters that are heard, nodes that
 // serve nothing before those that do, witnesses last, so that only one does it.
 func (c *Core) kick() {
+	if m := c.st.Member(c.self); m == nil || m.Removed {
+		return // nobody sends it beats any more
+	}
 	t := c.st.Timing()
 	if c.leads || c.leader == 0 || c.leader == c.self || c.now < c.nextKick || !c.st.Group.IsVoter(c.self) || c.age(c.leader) < t.Kick {
 		return
+	}
+	if !c.joined || c.now.Sub(c.joinedAt) < t.Kick {
+		return // a member that has just learned who the others are has not heard them yet
 	}
 	place := c.candidacy()
 	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {

@@ -360,7 +360,8 @@ func (p *product) status(ctx context.Context, hosts ...string) (status, error) {
 		out, err := p.command(asking, host, "status", "--json")
 		cancel()
 		var st status
-		if err == nil {
+		var ce *commandError
+		if err == nil || errors.As(err, &ce) && ce.exit == 4 { // without a quorum there is an answer all the same
 			err = json.Unmarshal(out, &st)
 		}
 		if err != nil {

@@ -62,6 +62,8 @@ type Config struct {
 	Version  string
 	Log      *slog.Logger
 	Ballast  int64 // see raft.Config
+	// Wall is the wall clock; nil: time.Now. No role and no lease depends on it: for people, and for the validity of certificates.
+	Wall func() time.Time
 	// Slow delays writes of the Raft log. For the lab.
 	Slow func() time.Duration
 	// OnAlarm is told of trouble of the log's disk.
@@ -99,8 +101,10 @@ type Member struct {
 	logTime   atomic.Int64
 	health    health
 	place     place
-	committed chan struct{} // as leader: something was committed that followers act on
-	led       raft.State    // who leads, as Raft said last; only on the loop
+	committed chan struct{}   // as leader: something was committed that followers act on
+	led       raft.State      // who leads, as Raft said last; only on the loop
+	startWall time.Time       // the wall clock when this daemon started,
+	startAt   cluster.Instant // at this instant
 }
 
 // New opens the log and the port, and starts nothing.
@@ -112,6 +116,10 @@ func New(cfg Config) (*Member, error) {
 	m.committed = make(chan struct{}, 1)
 	m.place = place{m: m, rtt: map[cluster.NodeID]*slowest{}}
 	m.health = health{m: m, note: cfg.Note, clocks: map[cluster.NodeID]*clock{}}
+	if m.cfg.Wall == nil {
+		m.cfg.Wall = time.Now
+	}
+	m.startWall, m.startAt = m.cfg.Wall(), m.now()
 	var err error
 	if m.id, err = m.ident.ID(); err != nil {
 		return nil, err
@@ -146,15 +154,11 @@ func New(cfg Config) (*Member, error) {
 func (m *Member) SetLocal(l Local) { m.local = l }
 
 func (m *Member) open(addrs []netipAddr, role cluster.Role) error {
-	v := &pki.Verifier{ClusterID: m.ident.ClusterID, Roots: m.cfg.Dir.PKI.CAs, Now: m.certTime}
 	var err error
 	m.mesh, err = m.ep.AddCluster(link.ClusterIdentity{
 		ClusterID: m.ident.ClusterID, Self: link.Peer{ID: m.id, Name: m.ident.Name, Role: role, Addrs: addrs}, Incarnation: m.cfg.Dir.Inc,
 		Certificate: m.cfg.Dir.PKI.TLS(),
-		Verify: func(chain []*x509.Certificate) (link.Peer, error) {
-			s, err := v.Verify(chain)
-			return link.Peer{ID: s.ID, Name: s.Name, Role: s.Role}, err
-		},
+		Verify:      m.verify,
 		OnSecondRun: func(err error) { m.fatal(err) },
 	})
 	if err != nil {
@@ -194,15 +198,25 @@ func bootTime() cluster.Instant {
 	return cluster.Instant(ts.Nano())
 }
 
-func (m *Member) wall() int64 { return time.Now().UnixMilli() }
+func (m *Member) wall() int64 { return m.cfg.Wall().UnixMilli() }
 
-// certTime is the time at which certificates must be valid: the wall clock, unless it has been set to before what the log has seen.
-func (m *Member) certTime() time.Time {
-	now := time.Now()
-	if seen := time.UnixMilli(m.logTime.Load()); now.Before(seen) {
-		return seen
+// verify says who presents a certificate. One that has not begun yet or is over by the wall clock is accepted if it is valid by one of two other
+// clocks: the wall clock as it was when this daemon started, gone on with CLOCK_BOOTTIME, for a clock that was set since; or the time that the log has
+// seen last, for a machine that starts with a wrong one. A wrong clock must not keep members from each other.
+func (m *Member) verify(chain []*x509.Certificate) (link.Peer, error) {
+	steady := m.startWall.Add(m.now().Sub(m.startAt))
+	var first error
+	for _, at := range []time.Time{m.cfg.Wall(), steady, time.UnixMilli(m.logTime.Load())} {
+		v := &pki.Verifier{ClusterID: m.ident.ClusterID, Roots: m.cfg.Dir.PKI.CAs, Now: func() time.Time { return at }}
+		s, err := v.Verify(chain)
+		if err == nil || !errors.Is(err, pki.ErrExpired) {
+			return link.Peer{ID: s.ID, Name: s.Name, Role: s.Role}, err
+		}
+		if first == nil {
+			first = err
+		}
 	}
-	return now
+	return link.Peer{}, first
 }
 
 func (m *Member) fatal(err error) {
@@ -353,7 +367,7 @@ func (m *Member) onAlarm(a raft.Alarm) {
 
 // applied runs on the loop after each command.
 func (m *Member) applied(index uint64, cmd *state.Command, o state.Outcome) {
-	if cmd.At > m.logTime.Load() {
+	if cmd.At != 0 {
 		m.logTime.Store(cmd.At)
 	}
 	if cmd.Nop == nil && m.leading.Load() {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ type host struct {
 	m      *Member
 	cancel context.CancelFunc
 	done   chan error
+	skew   atomic.Int64 // of its wall clock, ns
 
 	mu       sync.Mutex
 	deadline cluster.Instant
@@ -72,7 +74,8 @@ func (h *host) start() {
 	if os.Getenv("HANODE_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("member", h.name)
 	}
-	h.m, err = New(Config{Dir: d, Local: h, Log: log, Version: "test", Ballast: -1})
+	h.m, err = New(Config{Dir: d, Local: h, Log: log, Version: "test", Ballast: -1,
+		Wall: func() time.Time { return time.Now().Add(time.Duration(h.skew.Load())) }})
 	if err != nil {
 		d.Close()
 		h.t.Fatal(err)

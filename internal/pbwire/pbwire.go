@@ -45,12 +45,37 @@ func Unmarshal(b []byte, v any) error {
 type field struct {
 	num   protowire.Number
 	index []int
+	at    int // the only step of index; -1: there are several
+	kind  reflect.Kind
+	raw   bool // []byte
+}
+
+func (f *field) of(v reflect.Value) reflect.Value {
+	if f.at >= 0 {
+		return v.Field(f.at)
+	}
+	return v.FieldByIndex(f.index)
 }
 
 type layout struct {
 	fields  []field
-	byNum   map[protowire.Number][]int
+	byNum   map[protowire.Number]int // place in fields
+	low     [64]int8                 // the same for small numbers, plus one
 	unknown []int
+}
+
+// get finds a field by its number; nil: this version does not know it.
+func (l *layout) get(n protowire.Number) *field {
+	if n < protowire.Number(len(l.low)) {
+		if i := l.low[n]; i > 0 {
+			return &l.fields[i-1]
+		}
+		return nil
+	}
+	if i, ok := l.byNum[n]; ok {
+		return &l.fields[i]
+	}
+	return nil
 }
 
 // layouts is a cache of what reflection finds; it holds nothing that depends on the order of use.
@@ -60,8 +85,13 @@ func layoutOf(t reflect.Type) *layout {
 	if l, ok := layouts.Load(t); ok {
 		return l.(*layout)
 	}
-	l := &layout{byNum: map[protowire.Number][]int{}}
+	l := &layout{byNum: map[protowire.Number]int{}}
 	l.collect(t, nil)
+	for i, f := range l.fields {
+		if int(f.num) < len(l.low) {
+			l.low[f.num] = int8(i + 1)
+		}
+	}
 	layouts.Store(t, l)
 	return l
 }
@@ -79,19 +109,50 @@ func (l *layout) collect(t reflect.Type, prefix []int) {
 			l.unknown = index
 		default:
 			n, err := strconv.Atoi(tag)
-			if err != nil || n < 1 || l.byNum[protowire.Number(n)] != nil {
+			_, taken := l.byNum[protowire.Number(n)]
+			if err != nil || n < 1 || taken {
 				panic(fmt.Sprintf("pbwire: %s.%s: tag %q is not a new field number", t, f.Name, tag))
 			}
-			l.fields = append(l.fields, field{protowire.Number(n), index})
-			l.byNum[protowire.Number(n)] = index
+			d := field{num: protowire.Number(n), index: index, at: -1, kind: f.Type.Kind()}
+			if len(index) == 1 {
+				d.at = index[0]
+			}
+			d.raw = d.kind == reflect.Slice && f.Type.Elem().Kind() == reflect.Uint8
+			l.byNum[d.num] = len(l.fields)
+			l.fields = append(l.fields, d)
 		}
 	}
 }
 
 func appendStruct(b []byte, v reflect.Value) []byte {
 	l := layoutOf(v.Type())
-	for _, f := range l.fields {
-		b = appendField(b, f.num, v.FieldByIndex(f.index), true)
+	for i := range l.fields {
+		f := &l.fields[i]
+		x := f.of(v)
+		switch f.kind { // the frequent ones without further ado
+		case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+			if u := x.Uint(); u != 0 {
+				b = protowire.AppendVarint(protowire.AppendVarint(b, uint64(f.num)<<3), u)
+			}
+		case reflect.Int64:
+			if n := x.Int(); n != 0 {
+				b = protowire.AppendVarint(protowire.AppendVarint(b, uint64(f.num)<<3), uint64(n))
+			}
+		case reflect.Bool:
+			if x.Bool() {
+				b = append(protowire.AppendVarint(b, uint64(f.num)<<3), 1)
+			}
+		case reflect.Pointer:
+			if !x.IsNil() {
+				b = appendField(b, f.num, x, false)
+			}
+		case reflect.String, reflect.Slice:
+			if x.Len() > 0 {
+				b = appendField(b, f.num, x, false)
+			}
+		default:
+			b = appendField(b, f.num, x, true)
+		}
 	}
 	if l.unknown != nil {
 		b = append(b, v.FieldByIndex(l.unknown).Bytes()...)
@@ -160,10 +221,10 @@ func readStruct(b []byte, v reflect.Value, depth int) error {
 		if m < 0 {
 			return protowire.ParseError(m)
 		}
-		index, ok := l.byNum[num]
+		f := l.get(num)
 		switch {
-		case ok:
-			if err := readField(typ, b[n:n+m], v.FieldByIndex(index), depth); err != nil {
+		case f != nil:
+			if err := readField(typ, b[n:n+m], f.of(v), f.raw, depth); err != nil {
 				return fmt.Errorf("field %d: %w", num, err)
 			}
 		case l.unknown != nil:
@@ -175,19 +236,26 @@ func readStruct(b []byte, v reflect.Value, depth int) error {
 	return nil
 }
 
-func readField(typ protowire.Type, raw []byte, v reflect.Value, depth int) error {
-	isBytes := v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8
-	switch {
-	case v.Kind() == reflect.Slice && !isBytes:
-		e := reflect.New(v.Type().Elem()).Elem()
-		if err := readField(typ, raw, e, depth); err != nil {
+// readField sets v from one value of the wire. isBytes says that v is a []byte.
+func readField(typ protowire.Type, raw []byte, v reflect.Value, isBytes bool, depth int) error {
+	switch kind := v.Kind(); {
+	case kind == reflect.Slice && !isBytes:
+		n := v.Len()
+		if n == v.Cap() {
+			v.Grow(max(4, n))
+		}
+		v.SetLen(n + 1)
+		e := v.Index(n)
+		e.SetZero()
+		t := e.Type()
+		if err := readField(typ, raw, e, t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Uint8, depth); err != nil {
+			v.SetLen(n)
 			return err
 		}
-		v.Set(reflect.Append(v, e))
 		return nil
-	case v.Kind() == reflect.Pointer:
+	case kind == reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		return readField(typ, raw, v.Elem(), depth)
+		return readField(typ, raw, v.Elem(), false, depth)
 	}
 	switch typ {
 	case protowire.VarintType:

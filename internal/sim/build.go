@@ -34,8 +34,9 @@ func (w *world) build() {
 	w.enter(&state.Command{Init: &state.Init{ClusterID: "5e", Name: "sim"}})
 	w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: w.hosts[0].member()}}) // the founder needs no token
 	for i, h := range w.hosts[1:] {
-		w.enter(&state.Command{TokenCreate: &state.Token{Hash: []byte{byte(i)}, Role: h.role, Until: 1 << 60}})
-		w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: h.member(), TokenHash: []byte{byte(i)}}})
+		hash := []byte{byte(i)}
+		w.enter(&state.Command{TokenCreate: &state.Token{Hash: hash, Role: h.role, Until: 1 << 60}})
+		w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: h.member(), TokenHash: hash}})
 	}
 	n := len(w.hosts)
 	if w.chance(4) {

@@ -43,6 +43,7 @@ type host struct {
 	inbox     []event
 	deferred  []func()
 	rest      []core.Action // of a step that a pause has cut in two
+	late      bool          // these are being done
 	gates     []*gate
 	lastFrame core.Frame
 	lastSent  core.Frame
@@ -62,7 +63,8 @@ type gate struct {
 	until    int64           // real time until which something of it may still act
 	open     bool
 	closing  int           // orders to close that were not yet answered
-	failed   bool          // the last answer was that it could not be made sure
+	closeOf  cluster.Epoch // the epoch that the last order to close named
+	failed   bool          // its answer was that it could not be made sure
 	acked    cluster.Epoch // the newest epoch that a voter has acknowledged
 	busy     int64         // until when earlier orders to the processes take: one goroutine does them in order
 }
@@ -194,7 +196,9 @@ func (h *host) resume() {
 	life := h.life
 	rest := h.rest
 	h.rest = nil
+	h.late = true
 	h.carry(rest)
+	h.late = false
 	if h.up && !h.paused && h.life == life && w.chance(2) { // the timer first
 		h.tick()
 	}
@@ -408,7 +412,8 @@ func (h *host) extend(a core.Extend) {
 	if a.First && g.acked < a.Epoch && !h.alone() {
 		w.fail("%s serves %s in epoch %d before any voter has acknowledged it", h.name, g.name, a.Epoch)
 	}
-	if !a.First && a.Deadline > now && (!g.open || now >= g.deadline) && w.o.Plant == "" {
+	// (What a pause has held back may do that: the lease was extended, and only this order came late.)
+	if !a.First && !h.late && a.Deadline > now && (!g.open || now >= g.deadline) && w.o.Plant == "" {
 		w.fail("%s opens %s again in epoch %d, %v after its gate had shut", h.name, g.name, a.Epoch, now.Sub(g.deadline))
 	}
 	g.epoch, g.deadline, g.open, g.failed = a.Epoch, a.Deadline, true, false
@@ -442,6 +447,7 @@ func (h *host) close(a core.Close) {
 		return // the plant keeps it open
 	}
 	g.closing++
+	g.failed, g.closeOf = false, a.Epoch
 	d := w.between(0, 5*time.Millisecond) + h.slow
 	if w.chance(5) {
 		d += w.between(0, 3*time.Second)
@@ -472,9 +478,11 @@ func (h *host) close(a core.Close) {
 				shut()
 			}
 		} else {
-			g.failed = true
+			g.failed = g.closeOf == a.Epoch
 			h.later(kill, func() {
-				g.failed = false
+				if g.closeOf == a.Epoch {
+					g.failed = false
+				}
 				if g.epoch == e && !g.open {
 					shut()
 				}

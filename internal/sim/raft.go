@@ -144,7 +144,11 @@ func (w *world) follow(f *host, leader int, term uint64) {
 		if f.life != life || !f.up || f.raft.mine {
 			return
 		}
-		f.post(core.Leadership{Leader: no(f.raft.leader)})
+		id := ""
+		if f.raft.leader >= 0 {
+			id = w.hosts[f.raft.leader].serverID()
+		}
+		f.post(core.Leadership{ServerID: id})
 	})
 }
 
@@ -243,7 +247,7 @@ func (w *world) lead(h *host, term uint64) {
 	}
 	r.barrier = true
 	w.apply(h, len(w.raft.log))
-	h.step(core.Leadership{Leader: no(h.i), Mine: true})
+	h.step(core.Leadership{ServerID: h.serverID(), Mine: true})
 }
 
 // disk is how long an fsync takes.

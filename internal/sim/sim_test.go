@@ -63,6 +63,9 @@ func transcript(o Options, lines int) string {
 	return strings.Join(r.Transcript, "\n")
 }
 
+// patience is after how long no more seeds are begun, so that a machine with other work does not run into the time limit of the test.
+const patience = 5 * time.Minute
+
 func TestSimulation(t *testing.T) {
 	if *oneSeed != 0 {
 		r := Run(Options{Seed: *oneSeed, Trace: true})
@@ -78,10 +81,15 @@ func TestSimulation(t *testing.T) {
 	var mu sync.Mutex
 	var sum Result
 	failed := 0
+	ran := 0
 	each(1, n, func(seed uint64) bool {
+		if time.Since(began) > patience && os.Getenv("HANODE_SIM_SEEDS") == "" {
+			return true
+		}
 		r := Run(Options{Seed: seed})
 		mu.Lock()
 		defer mu.Unlock()
+		ran++
 		sum.Events += r.Events
 		sum.Faults += r.Faults
 		sum.Grants += r.Grants
@@ -103,7 +111,10 @@ func TestSimulation(t *testing.T) {
 		return failed >= 20
 	})
 	took := time.Since(began)
-	t.Logf("%d seeds, %v simulated in %v: %d events (%.0f/s), %d faults, %d grants, %d moves, %d bumps, %d sticky, %d settled, %d snapshots, hash %016x", n,
+	if ran < n && failed == 0 {
+		t.Logf("this machine is too slow for %d seeds within %v: %d were run", n, patience, ran)
+	}
+	t.Logf("%d seeds, %v simulated in %v: %d events (%.0f/s), %d faults, %d grants, %d moves, %d bumps, %d sticky, %d settled, %d snapshots, hash %016x", ran,
 		sum.Simulated.Round(time.Minute), took.Round(time.Millisecond), sum.Events, float64(sum.Events)/took.Seconds(), sum.Faults, sum.Grants, sum.Moves,
 		sum.Bumps, sum.Stickies, sum.Settles, sum.Restores, sum.Hash)
 }
@@ -160,5 +171,22 @@ func TestClocksBeyondTheAssumptionBreakTheLease(t *testing.T) {
 	})
 	if !found {
 		t.Error("no seed shows two actives with clocks that are wrong by 12 %")
+	}
+}
+
+func TestSeedsThatHaveFailedOnceDoNotFailAgain(t *testing.T) {
+	b, err := os.ReadFile("testdata/seeds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		number, what, _ := strings.Cut(line, "\t")
+		seed, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			continue // a comment
+		}
+		if r := Run(Options{Seed: seed}); r.Err != nil {
+			t.Errorf("seed %d (%s): %v", seed, what, firstLine(r.Err))
+		}
 	}
 }

@@ -18,7 +18,7 @@ func aBump() config {
 
 func aBumpAndCrash() config {
 	c := bumping()
-	c.crashes, c.grantTTLs = 1, []uint8{1}
+	c.crashes, c.crashing, c.grantTTLs, c.prompt = 1, cluster.SetOf(3), []uint8{1}, cluster.SetOf(1, 2)
 	return c
 }
 
@@ -158,7 +158,7 @@ func aStale() config {
 // aPushed lets B and the old witness lag.
 func aPushed() config {
 	c := witnessReplaced()
-	c.prompt, c.epochs, c.lag = cluster.SetOf(1, 4), 3, 4
+	c.prompt, c.epochs, c.lag, c.without = cluster.SetOf(1, 4), 3, 4, []kind{doFence}
 	return c
 }
 
@@ -178,7 +178,7 @@ var voterVariants = []variant{
 			return r
 		}
 	}, two},
-	{"Settled without confirmation", aChange, func(c *config) {
+	{"Settled without confirmation", aStale, func(c *config) {
 		c.code.settle = func(g *lock.Group, n uint64, services []*lock.Service, closed map[*lock.Service][]lock.Promise) lock.Result {
 			return g.Settle(n, nil, nil)
 		}
@@ -188,7 +188,6 @@ var voterVariants = []variant{
 		c.bumps, c.bumpTTLs, c.lag = true, []uint8{1}, 4
 		return c
 	}, func(c *config) {
-		c.code.confirmAsBump = true
 		c.code.bump = func(s *lock.Service, b lock.Bump) lock.Result {
 			r := s.Bump(b)
 			if r == lock.Accepted {
@@ -203,7 +202,7 @@ var voterVariants = []variant{
 		return c
 	}, func(c *config) { c.code.confirmEarly = true }, two},
 	{"a Grant heard of early and counted under the voter sets of before", aPushed, func(c *config) { c.code.pushedGrant = true }, two},
-	{"closed by the newest set alone", aChange, func(c *config) {
+	{"closed by the newest set alone", aStale, func(c *config) {
 		c.code.settle = func(g *lock.Group, n uint64, services []*lock.Service, closed map[*lock.Service][]lock.Promise) lock.Result {
 			for s, p := range closed {
 				if s.Enough(onlyNewest(g), p) == lock.Accepted {

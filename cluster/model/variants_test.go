@@ -10,6 +10,16 @@ import (
 	"github.com/hanode/hanode/cluster/lock"
 )
 
+// What of docs/protocol.md, section 10, is not here, and why:
+//
+//   - VerifyLeader as lease, the wall clock in a lease: the product has no such way; internal/house refuses the imports, and a lease needs acknowledgements
+//     ("a Grant taken for a lease").
+//   - no re-check of the clock after the gate was refreshed: the gate's own code, tested with it. Here a gate is closed by its deadline.
+//   - a missing fsync of the epoch header: a member that was restarted applies the log up to its Join before it accepts anything, which here stands for the same.
+//   - redo of a journal by path: the volume's; its tests replay every suffix.
+//   - the alone flag cleared by replaying the log: a restarted run is not the holder any more and cannot propose Unsticky; the flag is the volume's.
+//   - nobody grantable after a power loss of all: not a matter of safety, and not built yet, see docs/protocol-findings.md.
+
 // variant is the model with one rule broken.
 type variant struct {
 	rule string // in the words of docs/protocol.md, section 10
@@ -18,9 +28,7 @@ type variant struct {
 	want string
 }
 
-const (
-	two = "two members' gates are open"
-)
+const two = "two members' gates are open"
 
 // promiseAfter is a voter that waits less than it should before it promises.
 func promiseAfter(wait func(v *lease.Voter, k lease.Known) time.Duration) func(*lease.Voter, cluster.Instant, cluster.Epoch, bool, lease.Known) lease.Answer {
@@ -98,8 +106,14 @@ func table(t *testing.T, vs []variant) {
 			c := v.in()
 			c.code = product()
 			v.do(&c)
-			c.most = 4000000
+			c.most = 4_000_000
+			if testing.Short() {
+				c.most = 200_000
+			}
 			r := explore(&c)
+			if r.broken == "" && testing.Short() {
+				t.Skip("not caught within the states that -short explores")
+			}
 			if r.broken == "" {
 				t.Fatalf("not caught: %v", r)
 			}
@@ -109,6 +123,18 @@ func table(t *testing.T, vs []variant) {
 			}
 			for i, l := range r.trace {
 				t.Logf("%2d %s", i+1, l)
+			}
+			if testing.Short() {
+				return
+			}
+			// The same bounds, unbroken.
+			c = v.in()
+			c.deepest = r.depth
+			if r := explore(&c); r.broken != "" {
+				t.Errorf("the rule unbroken: %s", r.broken)
+				for i, l := range r.trace {
+					t.Logf("%2d %s", i+1, l)
+				}
 			}
 		})
 	}

@@ -8,11 +8,7 @@ import (
 	"github.com/hanode/hanode/cluster/lock"
 )
 
-const (
-	lacks      = "a member that may be granted lacks an acknowledged operation, or one that was read"
-	activeLack = "the active lacks an acknowledged operation, or one that was read"
-	notOnDisk  = "an fsynced operation is not on the disk of a member in sync"
-)
+const notOnDisk = "an fsynced operation is not on the disk of a member in sync"
 
 func aVolume() config {
 	c := data()
