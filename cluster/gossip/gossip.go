@@ -69,6 +69,9 @@ type Config struct {
 	// Health is asked every HealthEvery (1 s), and at once after Changed.
 	Health      func() Health
 	HealthEvery time.Duration
+	// ProbeEvery is how often one member is probed (100 ms); everything that is spread waits for up to a fifth of it. It is most of what gossip
+	// costs a member that has nothing to say.
+	ProbeEvery time.Duration
 	// State, if set, is what is given to each member every 30 s and to every newcomer; at most MaxState bytes. OnState
 	// gets it there.
 	State   func() []byte
@@ -132,6 +135,9 @@ func New(cfg Config) (*Gossip, error) {
 	if cfg.HealthEvery == 0 {
 		cfg.HealthEvery = time.Second
 	}
+	if cfg.ProbeEvery == 0 {
+		cfg.ProbeEvery = 100 * time.Millisecond
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -149,9 +155,9 @@ func (g *Gossip) tuning(t memberlist.Transport) *memberlist.Config {
 	c.Transport = t
 	c.Keyring = g.ring
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
-	c.ProbeInterval, c.ProbeTimeout = 100*time.Millisecond, 50*time.Millisecond
+	c.ProbeInterval, c.ProbeTimeout = g.cfg.ProbeEvery, g.cfg.ProbeEvery/2
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = 3, 2
-	c.GossipInterval, c.GossipNodes = 20*time.Millisecond, 3
+	c.GossipInterval, c.GossipNodes = g.cfg.ProbeEvery/5, 3
 	c.GossipToTheDeadTime = 10 * time.Second
 	c.AwarenessMaxMultiplier = 2
 	c.IndirectChecks = 1

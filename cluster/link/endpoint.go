@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hanode/hanode/cluster"
 )
 
@@ -311,8 +313,18 @@ func (e *Endpoint) leave(ip netip.Addr) {
 // read takes datagrams of one socket.
 func (e *Endpoint) read(ctx context.Context, s *socket, fail context.CancelCauseFunc) {
 	buf := make([]byte, 2048)
+	var source rawAddr
+	var n int
+	var failed error
+	take := func(fd uintptr) bool {
+		n, failed = receiveRaw(fd, buf, &source)
+		return failed != unix.EAGAIN // else wait until there is something
+	}
 	for {
-		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		err := s.raw.Read(take)
+		if err == nil {
+			err = failed
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return
@@ -329,7 +341,7 @@ func (e *Endpoint) read(ctx context.Context, s *socket, fail context.CancelCause
 			}
 			continue
 		}
-		e.datagram(s, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), e.now())
+		e.datagram(s, buf[:n], source.addrPort(), e.now())
 	}
 }
 

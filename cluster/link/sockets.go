@@ -110,15 +110,6 @@ func (s *socket) close() {
 	s.udp.Close()
 }
 
-// sockaddr is to in the form that sendto(2) on s takes.
-func (s *socket) sockaddr(to netip.AddrPort) unix.Sockaddr {
-	ip := to.Addr().Unmap()
-	if ip.Is4() && !s.v6 {
-		return &unix.SockaddrInet4{Port: int(to.Port()), Addr: ip.As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(to.Port()), Addr: ip.As16(), ZoneId: zoneID(ip.Zone())}
-}
-
 func zoneID(zone string) uint32 {
 	if zone == "" {
 		return 0
@@ -134,16 +125,16 @@ func zoneID(zone string) uint32 {
 // it would be on the wire, so that a stuck path cannot hold up the others. It allocates nothing per datagram.
 type sender struct {
 	raw   syscall.RawConn
-	to    unix.Sockaddr
+	to    rawAddr
 	data  []byte
 	err   error
 	write func(fd uintptr) bool
 }
 
 func newSender(s *socket, to netip.AddrPort) *sender {
-	w := &sender{raw: s.raw, to: s.sockaddr(to)}
+	w := &sender{raw: s.raw, to: s.rawSockaddr(to)}
 	w.write = func(fd uintptr) bool {
-		w.err = unix.Sendto(int(fd), w.data, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, w.to)
+		w.err = sendRaw(fd, w.data, &w.to)
 		return true // also on EAGAIN: do not wait
 	}
 	return w

@@ -55,9 +55,10 @@ func (p *member) send(kind byte, payload []byte) error {
 	return nil
 }
 
-// fillGap sends an empty frame when nothing was sent for a beat, so that the paths' state is known without any caller.
+// fillGap sends an empty frame when nothing was sent for a beat and a quarter, so that the paths' state is known without any caller, and that no
+// frame is added to those of a caller who sends with every beat.
 func (p *member) fillGap(now cluster.Instant) {
-	if p.tx.Load() != nil && now.Sub(cluster.Instant(p.sent.Load())).Nanoseconds() >= p.m.beat.Load() {
+	if p.tx.Load() != nil && now.Sub(cluster.Instant(p.sent.Load())).Nanoseconds() >= p.m.beat.Load()*5/4 {
 		p.send(kindBeat, nil) // errors are in the counters
 	}
 }

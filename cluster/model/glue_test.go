@@ -259,7 +259,7 @@ func (b *bench) ask(w *world, m int, e uint8) {
 	} else {
 		k.Epoch = cluster.Epoch(e) // the log as it was before
 	}
-	same := x.epoch == e || (x.epoch < e && !b.c.code.promiseAhead)
+	same := x.epoch == e || x.epoch < e && uint8(k.Epoch) <= x.epoch && !b.c.code.promiseAhead
 	if same && (x.renews() || x.closing) {
 		if x.renews() {
 			b.end(w, m)

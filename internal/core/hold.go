@@ -389,7 +389,7 @@ func (c *Core) tendVoters(v *service) {
 	v.confirmed = newest
 	c.propose(&state.Command{Confirm: &state.Confirm{Service: v.no, Confirm: lock.Confirm{Epoch: v.holder.Epoch, Holder: c.me(), C: newest}}},
 		func(c *Core, o state.Outcome, err error) {
-			if err != nil && v.confirmed == newest {
+			if (err != nil || o.Err() != nil) && v.confirmed == newest {
 				v.confirmed = before
 			}
 		})
@@ -480,6 +480,10 @@ func (c *Core) desired(d *state.Desired) {
 	switch d.Want {
 	case "clear":
 		v.gaveUp, v.report.Unhealthy = "", false
+	case "run", "stop":
+		if !c.tenure(v) {
+			c.do(Standby{Service: v.no})
+		}
 	}
 }
 

@@ -44,6 +44,9 @@ type Health struct {
 // healthEvery is how often a member measures itself and tells the others.
 const healthEvery = 2 * time.Second
 
+// probeEvery is memberlist's pace: its judgement is only hearsay here, and the beats of the lease channel are ten times quicker.
+const probeEvery = time.Second
+
 // health gathers what members say of themselves, and says what this one does.
 type health struct {
 	m    *Member
@@ -86,7 +89,7 @@ func (h *health) run(ctx context.Context) error {
 		return nil
 	}
 	port := newGossipPort(h.m.mesh)
-	g, err := gossip.New(gossip.Config{NodeID: h.m.id, ClusterID: h.m.ident.ClusterID, Network: port, Keys: keys, Log: h.m.log, HealthEvery: healthEvery,
+	g, err := gossip.New(gossip.Config{NodeID: h.m.id, ClusterID: h.m.ident.ClusterID, Network: port, Keys: keys, Log: h.m.log, HealthEvery: healthEvery, ProbeEvery: probeEvery,
 		Peers: h.peers, Health: h.measure, OnChange: h.changed})
 	if err != nil {
 		port.Close()

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	hraft "github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
@@ -96,6 +97,7 @@ type Member struct {
 	byName  map[string]cluster.NodeID // server id to node id, for those who dial
 
 	malformed atomic.Uint64
+	leaving   bool // this member was removed; only on the loop
 	leading   atomic.Bool
 	logTime   atomic.Int64
 	health    health
@@ -200,7 +202,8 @@ func (m *Member) now() cluster.Instant { return bootTime() }
 
 func bootTime() cluster.Instant {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail for this clock
+	// It cannot fail for this clock, and never blocks: the Go scheduler need not be told, which would wake up its monitor thread.
+	unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&ts)), 0)
 	return cluster.Instant(ts.Nano())
 }
 

@@ -234,4 +234,4 @@ func (m *Member) spread(ctx context.Context) error {
 
 // commitTimeout is how long a quiet leader waits before it tells its followers again how far the log is committed. It costs a round trip to
 // each of them; what they must act on is told at once (spread), and grants on the lease channel.
-const commitTimeout = 60 * time.Millisecond
+const commitTimeout = 150 * time.Millisecond

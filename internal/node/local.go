@@ -32,6 +32,8 @@ func (n *Node) Do(a core.Action) {
 		n.order(a.Service, orderRestore{a.Epoch})
 	case core.Restart:
 		n.order(a.Service, orderRestart{a.Why})
+	case core.Standby:
+		n.order(a.Service, orderStandby{})
 	case core.Announce:
 		n.announce()
 	case core.SpecChanged, core.Joined:
@@ -121,6 +123,7 @@ func (n *Node) closeTenure(a core.Close) {
 	s.active.Store(false)
 	n.log.Info("shut", "service", s.name, "epoch", a.Epoch, "why", a.Why)
 	n.order(a.Service, orderClose{epoch: a.Epoch, planned: a.Planned, why: a.Why})
+	n.specChanged() // it may be one that this node is no longer to have
 }
 
 // gateFailed is for a kernel that does not take the deadline any more: the gate shuts by itself at the last one.
@@ -142,6 +145,7 @@ func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if a := cmd.AckAlarm; a != nil && o.Err() == nil {
 		n.alerts.Ack(a.Code, a.Object)
 	}
+	n.noteMove(cmd, o)
 	n.news.applied(index)
 }
 

@@ -64,6 +64,7 @@ type Node struct {
 	services map[cluster.ServiceNo]*service
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
+	begun  cluster.Instant // when the daemon started
 	alarms alarms
 	alerts *notify.Notifier // tells people of them
 	orders orders
@@ -79,6 +80,7 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: cfg.Log, services: map[cluster.ServiceNo]*service{}, stopping: map[cluster.ServiceNo]context.CancelFunc{},
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
 	n.late = rt.NewHistogram(lateWindow)
+	n.begun = rt.Now()
 	n.news.init()
 	n.orders.init()
 	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
