@@ -259,7 +259,7 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 	}
 	if m.No == h.Node {
 		// The previous active is preferred after a full outage; while the others kept running, a standby is quicker.
-		if v.Up < s.Spec.ColdStartWait {
+		if v.Up < s.Spec.ColdStartWait && m.Inc != h.Inc {
 			rank += 500
 		} else {
 			rank -= 200

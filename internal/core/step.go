@@ -368,6 +368,9 @@ func (c *Core) kick() {
 	if !c.joined || c.now.Sub(c.joinedAt) < t.Kick {
 		return // a member that has just learned who the others are has not heard them yet
 	}
+	if _, _, _, quorum := c.Quorum(); !quorum {
+		return // it would only disturb those whom it does not hear, and who may hear it
+	}
 	place := c.candidacy()
 	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {
 		return

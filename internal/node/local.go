@@ -81,6 +81,10 @@ func (n *Node) extend(a core.Extend) {
 	if s == nil {
 		return
 	}
+	if s.epoch.Load() != uint64(a.Epoch) { // its Begin came before the service was made here
+		s.since.Store(0)
+		s.granted.Store(int64(n.m.Now()))
+	}
 	s.epoch.Store(uint64(a.Epoch))
 	s.page.SetTTL(a.TTL)
 	s.page.Set(a.Epoch, a.Deadline, page.Active)
@@ -89,7 +93,8 @@ func (n *Node) extend(a core.Extend) {
 			n.gateFailed(s, err)
 		}
 	}
-	if !a.First {
+	// The first extension may have come before the service was made here, as when a new spec is granted at once: then this one opens.
+	if !a.First && s.active.Load() {
 		return
 	}
 	s.active.Store(true)
