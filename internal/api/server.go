@@ -21,7 +21,8 @@ type Config struct {
 	Socket  string // path of the Unix socket; "": Run is not used
 	Group   string // of the operators; "": DefaultGroup
 	Log     *slog.Logger
-	MaxConn int // connections at a time, per listener; 0: 64. Further ones wait in the kernel's queue.
+	Metrics http.Handler // answers GET /metrics, for the operators on the Unix socket and for members; nil: nobody does
+	MaxConn int          // connections at a time, per listener; 0: 64. Further ones wait in the kernel's queue.
 	// Patience is how long a request may take to arrive whole, and each write of an answer to be taken; 0: 10 s.
 	Patience time.Duration
 }

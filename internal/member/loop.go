@@ -171,6 +171,9 @@ func (l *loop) receive(d link.Datagram) {
 		l.m.malformed.Add(1)
 		return
 	}
+	if a, ok := f.(*core.Ack); ok && l.m.cfg.OnRenewed != nil && a.Inc == l.m.cfg.Dir.Inc {
+		l.m.cfg.OnRenewed(l.m.now().Sub(a.Sent))
+	}
 	from := d.From
 	l.post(func() {
 		if p := l.m.core.State().MemberByID(from); p != nil {

@@ -70,6 +70,8 @@ type Config struct {
 	OnAlarm func(raft.Alarm)
 	// Lateness counts how late the loop's timer rings; nil: it is not counted.
 	Lateness Lateness
+	// OnRenewed is told how long each answer to a renewal took, on the goroutines that read the sockets; nil: nobody is.
+	OnRenewed func(time.Duration)
 	// Note is what this member knows to be wrong with itself, for the others to see; nil or "": nothing.
 	Note func() string
 }
@@ -418,6 +420,9 @@ func (m *Member) dial(ctx context.Context, serverID string, ch link.Channel) (ne
 	}
 	return m.mesh.Dial(ctx, id, ch)
 }
+
+// Drops counts the frames that the loop did not take in time, and those that could not be read.
+func (m *Member) Drops() (dropped, malformed uint64) { return m.loop.drops.Load(), m.malformed.Load() }
 
 // Dial opens a connection to a member by its node id.
 func (m *Member) Dial(ctx context.Context, to cluster.NodeID, ch link.Channel) (net.Conn, error) {

@@ -316,7 +316,7 @@ func (b backend) commit(ctx context.Context, cmd *state.Command) (state.Outcome,
 
 // serveAPI answers on the operators' socket and to other members.
 func (n *Node) serveAPI(ctx context.Context) error {
-	srv, err := api.NewServer(api.Config{Backend: backend{n}, Socket: n.cfg.Socket, Group: n.cfg.Group, Log: n.log})
+	srv, err := api.NewServer(api.Config{Backend: backend{n}, Socket: n.cfg.Socket, Group: n.cfg.Group, Log: n.log, Metrics: n.metrics.handler()})
 	if err != nil {
 		return err
 	}

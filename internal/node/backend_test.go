@@ -3,6 +3,9 @@ package node
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,5 +154,50 @@ func TestOrdersReturnWhenTheyAreCarriedOut(t *testing.T) {
 	out, err := a.Apply(ctx, api.ApplyRequest{Order: orderOf("test"), File: "none.hcl", Text: "cluster {\n  profile = \"normal\"\n}\n", Remove: api.List[string]{"db"}}, nil)
 	if err != nil || out.Spec != 2 {
 		t.Fatalf("delete the service: %+v, %v", out, err)
+	}
+}
+
+func TestTheFiguresForPrometheusSayWhatIsGoingOn(t *testing.T) {
+	tr := newTrio(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	tr.protected(ctx)
+	if _, err := (backend{tr.a}).Switchover(ctx, api.MoveRequest{Order: orderOf("test"), Service: "db", To: "b"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", tr.b.cfg.Socket)
+	}}}
+	defer hc.CloseIdleConnections()
+	var text string
+	want := []string{`hanode_service_role{role="active",service="db"} 1`, `hanode_service_role{role="standby",service="db"} 0`, `hanode_service_epoch{service="db"} 2`,
+		`hanode_service_moves_total{kind="switchover",service="db"} 1`, `hanode_member_up{member="w",role="witness"} 1`, "hanode_quorum 1", "hanode_lease_seconds 0.6",
+		`hanode_lease_remaining_seconds{service="db"} 0.`, "hanode_raft_fsync_p99_seconds 0.0", "hanode_lateness_p999_seconds 0.", `hanode_info{cluster="test",node="b",profile="normal",version="test"} 1`}
+	eventually(t, "all figures", func() bool {
+		res, err := hc.Get("http://hanode/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("status %d, %v: %s", res.StatusCode, err, body)
+		}
+		text = string(body)
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				return false
+			}
+		}
+		return !strings.Contains(text, "hanode_renew_round_trip_seconds_count 0\n")
+	})
+	if t.Failed() {
+		t.Log(text)
+	}
+	if err := checkMetrics("10.0.0.1:9743"); err == nil {
+		t.Error("the figures would be served to everybody")
+	}
+	if err := checkMetrics("127.0.0.1:9743"); err != nil {
+		t.Error(err)
 	}
 }

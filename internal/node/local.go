@@ -147,6 +147,11 @@ func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
 	}
 	n.noteMove(cmd, o)
 	n.news.applied(index)
+	if cmd.Grant != nil {
+		if s := n.byNo(cmd.Grant.Service); s != nil {
+			n.metrics.granted(s.name, cmd, o)
+		}
+	}
 }
 
 // specChanged makes the services of this node those of the spec, on the goroutine that does so.

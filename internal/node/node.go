@@ -38,6 +38,7 @@ type Config struct {
 	Socket  string
 	Group   string // of the operators on the socket
 	Version string
+	Metrics string // loopback address on which HTTP serves the figures for Prometheus; "": the socket only
 	Log     *slog.Logger
 	// GateForm forces a form of the kernel's gate; empty: the best that works.
 	GateForm gate.Form
@@ -47,18 +48,19 @@ type Config struct {
 
 // Node is a node's daemon.
 type Node struct {
-	cfg   Config
-	log   *slog.Logger
-	dir   *member.Dir
-	m     *member.Member
-	rt    rt.Report
-	late  *rt.Histogram // of the loop's timer
-	root  *cgroup.Root
-	gate  *gate.Gate
-	vips  *vip.Keeper
-	guard *guard.Guard
-	run   *errgroup.Group
-	ctx   context.Context
+	cfg     Config
+	log     *slog.Logger
+	dir     *member.Dir
+	m       *member.Member
+	rt      rt.Report
+	late    *rt.Histogram // of the loop's timer
+	metrics *metrics
+	root    *cgroup.Root
+	gate    *gate.Gate
+	vips    *vip.Keeper
+	guard   *guard.Guard
+	run     *errgroup.Group
+	ctx     context.Context
 
 	mu       sync.Mutex
 	services map[cluster.ServiceNo]*service
@@ -81,6 +83,9 @@ func New(cfg Config) (_ *Node, err error) {
 		announceNow: make(chan struct{}, 1), reconcileNow: make(chan struct{}, 1)}
 	n.late = rt.NewHistogram(lateWindow)
 	n.begun = rt.Now()
+	if err := checkMetrics(cfg.Metrics); err != nil {
+		return nil, err
+	}
 	n.news.init()
 	n.orders.init()
 	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
@@ -108,11 +113,15 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.rt.OOM != nil {
 		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late}); err != nil {
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late, OnRenewed: n.onRenewed}); err != nil {
 		return nil, err
 	}
+	n.metrics = newMetrics(n)
 	return n, nil
 }
+
+// onRenewed counts the round trip of a renewal. It runs on the goroutines that read the sockets.
+func (n *Node) onRenewed(d time.Duration) { n.metrics.renew.Observe(d.Seconds()) }
 
 // lateWindow is over what time the loop's lateness is counted.
 const lateWindow = 5 * time.Minute
@@ -171,6 +180,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.serveAPI(gctx) })
 	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.watchHealth(gctx) })
+	g.Go(func() error { return n.serveMetrics(gctx) })
+	g.Go(func() error { return member.Notify(ctx, n.m) })
 	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })
 	g.Go(func() error {

@@ -46,7 +46,10 @@ func orDefault(s, def string) string {
 
 // Run is the daemon, for the command of that name.
 func Run(ctx context.Context, o api.RunOptions) error {
-	n, err := New(Config{DataDir: o.DataDir, Socket: o.Socket, Group: o.Group, Version: o.Version.Version, Log: o.Log})
+	if err := checkMetrics(o.Metrics); err != nil {
+		return api.Errorf(api.CodeUsage, "%v", err)
+	}
+	n, err := New(Config{DataDir: o.DataDir, Socket: o.Socket, Group: o.Group, Version: o.Version.Version, Log: o.Log, Metrics: o.Metrics})
 	if err != nil {
 		return api.Errorf(api.CodeFailed, "%v", err)
 	}

@@ -133,6 +133,7 @@ const lookEvery = time.Second
 func (w *Witness) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.ep.Run(gctx) })
+	g.Go(func() error { return member.NotifyOf(gctx, w.members) })
 	g.Go(func() error {
 		t := time.NewTicker(lookEvery)
 		defer t.Stop()
@@ -152,6 +153,19 @@ func (w *Witness) Run(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
+}
+
+// members are those that run now.
+func (w *Witness) members() []*member.Member {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []*member.Member
+	for _, s := range w.served {
+		if s.Member != nil {
+			out = append(out, s.Member)
+		}
+	}
+	return out
 }
 
 // take starts voting in the cluster of a directory, if it does not run yet.
