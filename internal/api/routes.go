@@ -110,6 +110,7 @@ func (s *Server) routes() http.Handler {
 	order(mux, pathTransfer, b.TransferLeader)
 	order(mux, pathLeave, b.Leave)
 	order(mux, pathToken, func(ctx context.Context, r TokenRequest, _ Progress) (*Token, error) { return b.TokenCreate(ctx, r) })
+	s.routeInternal(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, &Error{Code: CodeNotFound, What: fmt.Sprintf("%s %.100s is not known here", r.Method, r.URL.Path),
 			Why: "the command and the daemon are of different versions, or this is not a hanode command", Do: "hanode version"})

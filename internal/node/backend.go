@@ -307,6 +307,10 @@ func (b backend) commit(ctx context.Context, cmd *state.Command) (state.Outcome,
 	case o.Err() != nil:
 		return o, api.Refusal("refused", o.Err().Error(), "hanode status")
 	}
+	// Whoever gave an order here sees it done here.
+	wait, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	b.n.news.wait(wait, func() bool { return b.n.news.reached(o.Index) })
 	return o, nil
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/core"
-	"github.com/hanode/hanode/netid/vip"
 )
 
 // limits is what this version reads in a spec but cannot run.
@@ -43,8 +42,12 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 	var members []spec.Member
 	var now *cluster.Spec
 	var version uint64
+	var source string
+	if err := b.rests(r.Order); err != nil {
+		return nil, err
+	}
 	_ = b.n.m.On(func(c *core.Core) {
-		now, version = c.State().Compiled(), c.State().Spec.N
+		now, version, source = c.State().Compiled(), c.State().Spec.N, string(c.State().Spec.Source)
 		for i := range c.State().Members {
 			m := &c.State().Members[i]
 			if m.Removed {
@@ -60,7 +63,7 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 		}
 	})
 	if r.SpecVersion != 0 && r.SpecVersion != version {
-		return nil, api.Errorf(api.CodeMoved, "the spec in force is version %d, this change is based on %d: hanode spec show, then apply again", version, r.SpecVersion)
+		return nil, api.Errorf(api.CodeMoved, "apply refused: the spec in force is version %d, this change is based on %d: hanode spec show, then apply again", version, r.SpecVersion)
 	}
 	file := r.File
 	if file == "" {
@@ -78,19 +81,25 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 			return nil, refusedChange(c)
 		}
 	}
-	problems := append(spec.Unsupported(next, limits()), b.n.validate(next, now)...)
+	compiled, err := next.Encode()
+	if err != nil {
+		return nil, api.Errorf(api.CodeFailed, "%v", err)
+	}
+	problems := spec.Unsupported(next, limits())
+	if len(problems) == 0 {
+		problems = b.validateEverywhere(ctx, next, compiled, touched(next, changes), p)
+	}
 	if len(problems) > 0 {
 		return nil, unusable(file, problems)
 	}
 	if r.Plan {
-		return &api.Outcome{Plan: plan, Spec: version}, nil
+		return &api.Outcome{Plan: b.based(plan), Spec: version}, nil
 	}
-	if len(changes) == 0 && version > 0 {
+	if len(changes) == 0 && version > 0 && source == r.Text {
 		return &api.Outcome{Text: fmt.Sprintf("nothing changes: spec version %d is in force", version), Spec: version, Next: []string{"hanode status"}}, nil
 	}
-	compiled, err := next.Encode()
-	if err != nil {
-		return nil, api.Errorf(api.CodeFailed, "%v", err)
+	if err := b.stopRemoved(ctx, next, r, p); err != nil {
+		return nil, err
 	}
 	o, err := b.commit(ctx, b.order(r.Order, &state.Command{SpecApply: &state.SpecApply{Base: version, Source: []byte(r.Text), Compiled: compiled, Remove: r.Remove},
 		Decision: &state.Decision{Kind: "apply", OrderedBy: r.Who, Reason: r.Reason, Outcome: "done", Sentence: fmt.Sprintf("spec version %d was applied by %s", version+1, r.Who)}}))
@@ -100,10 +109,36 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 	return &api.Outcome{Text: fmt.Sprintf("spec version %d is in force", o.Version), Spec: o.Version, Decision: decisionID(o.Decision), Next: []string{"hanode status"}}, nil
 }
 
+// stopRemoved stops what is to be deleted, in good order and before it is: a service that is deleted while it runs ends with its lease, and what
+// takes its address or name meanwhile must wait for that.
+func (b backend) stopRemoved(ctx context.Context, next *cluster.Spec, r api.ApplyRequest, p api.Progress) error {
+	for _, name := range r.Remove {
+		exists := false
+		_ = b.n.m.On(func(c *core.Core) { exists = c.State().ServiceByName(name) != nil })
+		if !exists || next.Service(name) != nil {
+			continue
+		}
+		if _, err := b.Service(ctx, api.ServiceRequest{Order: api.Order{Who: r.Who, Via: r.Via, Reason: "it is deleted from the spec"}, Service: name, Action: api.ActionStop}, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func untouched(s *cluster.Spec, changes []spec.Change) []string {
 	var out []string
 	for i := range s.Services {
 		if !spec.Touched(changes, s.Services[i].Name) {
+			out = append(out, s.Services[i].Name)
+		}
+	}
+	return out
+}
+
+func touched(s *cluster.Spec, changes []spec.Change) []string {
+	var out []string
+	for i := range s.Services {
+		if spec.Touched(changes, s.Services[i].Name) {
 			out = append(out, s.Services[i].Name)
 		}
 	}
@@ -136,42 +171,6 @@ func unusable(file string, ps []spec.Problem) error {
 		e.Problems = append(e.Problems, api.Diagnostic{File: file, Severity: "error", Node: p.Node, Text: where + ": " + p.What, Do: p.Remedy})
 	}
 	return e
-}
-
-// validate asks this machine whether it can run what the spec wants of it.
-func (n *Node) validate(next, now *cluster.Spec) []spec.Problem {
-	env := spec.NodeEnv{Name: n.dir.Identity.Name, Role: cluster.RoleNode, StateDir: n.dir.Path, LookupUser: lookupUser, LookupGroup: lookupGroup,
-		Executable: executable, Interfaces: interfaces, Directory: directory}
-	out := spec.Validate(next, env)
-	var fresh []vip.Address
-	for i := range next.Services {
-		s := &next.Services[i]
-		if !slices.Contains(s.Nodes, env.Name) {
-			continue
-		}
-		for _, v := range s.VIPs {
-			if now == nil || !hasVIP(now, v.Prefix) {
-				fresh = append(fresh, vip.Address{Service: cluster.ServiceNo(i + 1), Prefix: v.Prefix, Interface: v.Interface})
-			}
-		}
-	}
-	for _, err := range vip.Check(fresh) {
-		if err != nil {
-			out = append(out, spec.Problem{Node: env.Name, Where: "vip", What: err.Error(), Remedy: "change the address or the interface"})
-		}
-	}
-	return out
-}
-
-func hasVIP(s *cluster.Spec, p netip.Prefix) bool {
-	for i := range s.Services {
-		for _, v := range s.Services[i].VIPs {
-			if v.Prefix.Addr() == p.Addr() {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 func lookupUser(name string) (uid, gid uint32, err error) {

@@ -29,8 +29,11 @@ func (b backend) Members(ctx context.Context) ([]api.Member, error) {
 
 // one has a command about a member committed with its decision.
 func (b backend) one(ctx context.Context, o api.Order, kind, sentence, text string, cmd *state.Command) (*api.Outcome, error) {
+	if err := b.rests(o); err != nil {
+		return nil, err
+	}
 	if o.Plan {
-		return &api.Outcome{Plan: &api.Plan{Order: sentence, Steps: []api.Step{{N: 1, Of: 1, Text: sentence}}}}, nil
+		return &api.Outcome{Plan: b.based(&api.Plan{Order: sentence, Steps: []api.Step{{N: 1, Of: 1, Text: sentence}}, Risk: api.Risk{Text: "nothing"}})}, nil
 	}
 	cmd.Decision = &state.Decision{Kind: kind, OrderedBy: o.Who, Reason: o.Reason, Outcome: "done", Sentence: sentence}
 	out, err := b.commit(ctx, b.order(o, cmd))
@@ -41,6 +44,9 @@ func (b backend) one(ctx context.Context, o api.Order, kind, sentence, text stri
 }
 
 func (b backend) MemberSet(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	if err := b.known(r.Name); err != nil {
+		return nil, err
+	}
 	set := &state.MemberSet{Name: r.Name}
 	if r.Advertise != "" {
 		addrs, err := member.Addresses(r.Advertise, r.Links)
@@ -57,10 +63,10 @@ func (b backend) MemberSet(ctx context.Context, r api.MemberRequest, _ api.Progr
 // canLose refuses to take a voter away when those that remain and are heard would be no majority.
 func (b backend) canLose(what, name string) error {
 	var why string
+	known := false
 	_ = b.n.m.On(func(c *core.Core) {
 		m := c.State().MemberByName(name)
-		if m == nil {
-			why = "there is no member " + name
+		if known = m != nil; !known {
 			return
 		}
 		if b.holds(c, m.No) {
@@ -68,15 +74,19 @@ func (b backend) canLose(what, name string) error {
 			return
 		}
 		var alive cluster.MemberSet
-		for _, n := range c.State().Group.Voters().List() {
+		rest := c.State().Group.Voters().Without(m.No)
+		for _, n := range rest.List() {
 			if n == c.Self() || c.Alive(n) {
 				alive = alive.With(n)
 			}
 		}
-		if !c.State().Group.Majority(alive) {
-			why = "the members that are heard are no majority of the voters"
+		if !c.State().Group.Majority(alive) || alive.Len() < rest.Majority() {
+			why = "the others that are heard are no majority of the voters"
 		}
 	})
+	if !known {
+		return noMember(name)
+	}
 	if why != "" {
 		return api.Refusal(what+" of "+name+" refused", why, "hanode status; move its services away first: hanode member drain "+name)
 	}
@@ -108,69 +118,81 @@ func (b backend) MemberReplace(ctx context.Context, r api.MemberRequest, _ api.P
 	return &api.Outcome{Token: t, Text: "join the new " + role + " with this token; it takes the place of " + r.Name, Next: t.Next}, nil
 }
 
-func (b backend) Drain(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
-	return b.one(ctx, r.Order, "drain", r.Name+" is drained, ordered by "+r.Who, r.Name+" gives its services away and takes no new ones until hanode member undrain "+r.Name,
-		&state.Command{MemberSet: &state.MemberSet{Name: r.Name, Drain: true}})
+// known refuses a name that no member bears.
+func (b backend) known(name string) error {
+	ok := false
+	_ = b.n.m.On(func(c *core.Core) { ok = c.State().MemberByName(name) != nil })
+	if !ok {
+		return noMember(name)
+	}
+	return nil
 }
 
+// Undrain lets a member carry services again.
 func (b backend) Undrain(ctx context.Context, r api.MemberRequest, _ api.Progress) (*api.Outcome, error) {
+	if err := b.known(r.Name); err != nil {
+		return nil, err
+	}
 	return b.one(ctx, r.Order, "undrain", r.Name+" may carry services again, ordered by "+r.Who, r.Name+" may carry services again", &state.Command{MemberSet: &state.MemberSet{Name: r.Name, Undrain: true}})
 }
 
 // TransferLeader hands the leadership over. The leader does it if it is this member; one that another node holds is asked for there; and what a witness holds,
 // which takes no orders, the member that shall lead takes by becoming a candidate, as it does when a leader has gone silent.
+// TransferLeader hands the lead to a member. The leader alone can do that; another member passes the order on to it.
 func (b backend) TransferLeader(ctx context.Context, r api.LeaderRequest, p api.Progress) (*api.Outcome, error) {
-	var to, leader *state.Member
+	if err := b.rests(r.Order); err != nil {
+		return nil, err
+	}
+	target, leads := "", ""
+	var leader, to state.Member
 	_ = b.n.m.On(func(c *core.Core) {
-		if m := c.State().MemberByName(r.To); m != nil {
-			one := *m
-			to = &one
+		if m := c.State().MemberByName(r.To); m != nil && c.State().Group.IsVoter(m.No) {
+			target, to = m.ServerID(), *m
 		}
 		if m := c.State().Member(c.Leader()); m != nil {
-			one := *m
-			leader = &one
+			leader, leads = *m, m.Name
 		}
 	})
-	done := &api.Outcome{Text: r.To + " leads", Next: []string{"hanode leader"}}
-	self := b.n.dir.Identity.Name
 	_, mine, _ := b.n.m.Group().Leader()
 	switch {
-	case to == nil:
-		return nil, api.Errorf(api.CodeUsage, "there is no member %s: hanode member list", r.To)
+	case target == "":
+		return nil, api.Errorf(api.CodeNotFound, "there is no member %s with a vote: hanode member list", r.To)
+	case leads == "" && !mine:
+		return nil, api.Errorf(api.CodeNoQuorum, "nobody leads at present: hanode status")
+	case leads == r.To:
+		return &api.Outcome{Text: r.To + " leads already", Next: []string{"hanode leader"}}, nil
 	case r.Plan:
-		return &api.Outcome{Plan: &api.Plan{Order: "leadership to " + r.To, Steps: []api.Step{{N: 1, Of: 1, Text: r.To + " becomes the leader"}}}}, nil
-	case leader == nil:
-		return nil, api.Errorf(api.CodeNoQuorum, "nobody leads the group: hanode status")
-	case leader.Name == r.To:
-		return done, nil
+		return &api.Outcome{Plan: b.based(&api.Plan{Order: "leader, " + leads + " to " + r.To, Steps: []api.Step{{N: 1, Of: 1, Text: "hand the lead to " + r.To}}, Risk: api.Risk{Text: "nothing"}})}, nil
 	case mine:
-		if err := b.n.m.Group().TransferTo(ctx, to.ServerID()); err != nil {
+		if err := b.n.m.Group().TransferTo(ctx, target); err != nil {
 			return nil, api.Errorf(api.CodeFailed, "%v", err)
 		}
-	case leader.Role == cluster.RoleNode && leader.Name != self && r.Via == "":
-		return b.leaderFrom(leader).TransferLeader(ctx, r, p)
-	case r.To == self:
+	case leader.Role == cluster.RoleWitness && r.To == b.n.dir.Identity.Name:
+		// A witness takes no orders: whoever is to lead makes itself a candidate.
 		if err := b.n.m.Group().Kick(); err != nil {
 			return nil, api.Errorf(api.CodeFailed, "%v", err)
 		}
-	case to.Role == cluster.RoleNode && r.Via == "":
-		return b.leaderFrom(to).TransferLeader(ctx, r, p)
+	case r.Via != "":
+		return nil, api.Errorf(api.CodeFailed, "the lead has just moved: hanode leader, then try again")
 	default:
-		return nil, api.Errorf(api.CodeRefused, "the leader is %s: give this order on %s; hanode leader", leader.Name, r.To)
+		if leader.Role == cluster.RoleWitness {
+			leader = to
+		}
+		c := api.Forward(leader.Name, func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, leader.ID, link.API) })
+		defer c.Close()
+		return c.TransferLeader(ctx, r, p)
 	}
-	if !b.n.news.wait(ctx, func() bool { return b.leads(to.No) }) {
-		return nil, api.Errorf(api.CodeTimeout, "%s does not lead yet: hanode leader", r.To)
-	}
-	return done, nil
+	return b.led(ctx, r, p)
 }
 
-func (b backend) leaderFrom(m *state.Member) *api.Client {
-	return api.Forward(m.Name, func(ctx context.Context) (net.Conn, error) { return b.n.m.Dial(ctx, m.ID, link.API) })
-}
-
-func (b backend) leads(n cluster.MemberNo) (yes bool) {
-	_ = b.n.m.On(func(c *core.Core) { yes = c.Leader() == n })
-	return yes
+// led waits until the member leads, and records who ordered it.
+func (b backend) led(ctx context.Context, r api.LeaderRequest, p api.Progress) (*api.Outcome, error) {
+	if err := b.until(ctx, p, func(st *api.Status) (bool, string) {
+		return st.Cluster.Leader == r.To, "the leader is " + st.Cluster.Leader
+	}); err != nil {
+		return nil, err
+	}
+	return b.one(ctx, api.Order{Who: r.Who, Reason: r.Reason}, "leader", r.To+" leads the group, ordered by "+r.Who, r.To+" leads", &state.Command{})
 }
 
 func (b backend) Leave(ctx context.Context, r api.LeaveRequest, p api.Progress) (*api.Outcome, error) {
@@ -269,10 +291,22 @@ func (b backend) Events(ctx context.Context, q api.EventQuery, yield func(api.Ev
 	}
 }
 
+// maxBundled is how many of the newest decisions a bundle shows in words; state.pb holds all that are kept.
+const maxBundled = 50
+
 // DebugBundle writes what is needed to look into a problem elsewhere.
 func (b backend) DebugBundle(ctx context.Context, w io.Writer) error {
 	var st []byte
-	_ = b.n.m.On(func(c *core.Core) { st = c.State().Redacted().Snapshot() })
+	var decisions []*api.Decision
+	var events []state.Event
+	_ = b.n.m.On(func(c *core.Core) {
+		all := c.State().Decisions
+		for i := max(0, len(all)-maxBundled); i < len(all); i++ {
+			decisions = append(decisions, b.decision(c.State(), &all[i]))
+		}
+		events = append(events, c.State().Events...)
+		st = c.State().Redacted().Snapshot()
+	})
 	status, err := b.Status(ctx, api.StatusQuery{})
 	if err != nil {
 		return err
@@ -280,5 +314,5 @@ func (b backend) DebugBundle(ctx context.Context, w io.Writer) error {
 	bw := api.NewBundle(w, "hanode-"+b.n.dir.Identity.Name, time.Now())
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
-	return errors.Join(bw.AddJSON("status.json", status), bw.Add("state.pb", st), bw.AddJSON("raft.json", b.n.m.Group().Stats()), bw.Add("stacks.txt", stacks), bw.Close())
+	return errors.Join(bw.AddJSON("status.json", status), bw.AddJSON("decisions.json", decisions), bw.AddJSON("events.json", events), bw.AddJSON("health.json", b.n.m.Health()), bw.Add("state.pb", st), bw.AddJSON("raft.json", b.n.m.Group().Stats()), bw.Add("stacks.txt", stacks), bw.Close())
 }

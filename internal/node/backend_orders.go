@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -33,7 +35,7 @@ func (b backend) Spec(_ context.Context, n uint64) (*api.SpecText, error) {
 		}
 	})
 	if out == nil {
-		return nil, api.Errorf(api.CodeFailed, "there is no spec version %d: hanode spec log lists those that are kept", n)
+		return nil, api.Errorf(api.CodeNotFound, "there is no spec version %d: hanode spec log lists those that are kept", n)
 	}
 	return out, nil
 }
@@ -65,6 +67,9 @@ func (b backend) SpecLog(context.Context) ([]api.SpecChange, error) {
 
 // Wait returns when the service has reached the state.
 func (b backend) Wait(ctx context.Context, r api.WaitRequest, p api.Progress) (*api.Outcome, error) {
+	if r.For != api.WaitActive && r.For != api.WaitInSync && r.For != api.WaitProtected {
+		return nil, api.Errorf(api.CodeUsage, "wait for %q: choose %s, %s or %s", r.For, api.WaitActive, api.WaitInSync, api.WaitProtected)
+	}
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
 	last := ""
@@ -78,7 +83,7 @@ func (b backend) Wait(ctx context.Context, r api.WaitRequest, p api.Progress) (*
 			var any bool
 			_ = b.n.m.On(func(c *core.Core) { any = c.State().Spec.N > 0 })
 			if any {
-				return nil, api.Errorf(api.CodeUsage, "there is no service %s: hanode status lists them", r.Service)
+				return nil, noService(r.Service)
 			}
 		}
 		done := false
@@ -115,11 +120,15 @@ func find(st *api.Status, name string) (api.Service, bool) {
 // move is a planned move: it is carried out by the active.
 func (b backend) move(ctx context.Context, kind string, r api.MoveRequest, p api.Progress) (*api.Outcome, error) {
 	began := time.Now()
+	if err := b.rests(r.Order); err != nil {
+		return nil, err
+	}
 	var no cluster.ServiceNo
 	var epoch cluster.Epoch
 	var holder *state.Member
 	var refusal *plan.Refusal
 	var to *plan.Member
+	var nodes []string
 	here := false
 	err := b.n.m.On(func(c *core.Core) {
 		s := c.State().ServiceByName(r.Service)
@@ -127,6 +136,9 @@ func (b backend) move(ctx context.Context, kind string, r api.MoveRequest, p api
 			return
 		}
 		no, epoch = s.No, s.Lock.Epoch
+		if sp := c.State().Compiled().Service(s.Name); sp != nil {
+			nodes = sp.Nodes
+		}
 		if m := c.State().Member(s.Lock.Holder.Node); m != nil {
 			h := *m
 			holder, here = &h, m.No == c.Self()
@@ -141,14 +153,16 @@ func (b backend) move(ctx context.Context, kind string, r api.MoveRequest, p api
 	case err != nil:
 		return nil, api.Errorf(api.CodeFailed, "%v", err)
 	case no == 0:
-		return nil, api.Errorf(api.CodeUsage, "there is no service %s: hanode status lists them", r.Service)
+		return nil, noService(r.Service)
+	case r.To != "" && !slices.Contains(nodes, r.To):
+		return nil, api.Errorf(api.CodeNotFound, "%s is not a node of %s: choose one of %s", r.To, r.Service, strings.Join(nodes, ", "))
 	case refusal != nil:
 		return nil, api.Refusal(refusal.What, refusal.Why, refusal.Do)
 	case holder == nil || to == nil:
 		return nil, api.Refusal(kind+" of "+r.Service+" refused", "nobody is active", "hanode explain "+r.Service)
 	}
 	if r.Plan {
-		return &api.Outcome{Service: r.Service, Plan: movePlan(kind, r.Service, holder.Name, to.Name)}, nil
+		return &api.Outcome{Service: r.Service, Plan: b.based(movePlan(kind, r.Service, holder.Name, to.Name))}, nil
 	}
 	if !here {
 		if r.Via != "" {
@@ -248,7 +262,7 @@ func (b backend) Failback(ctx context.Context, r api.MoveRequest, p api.Progress
 		}
 	})
 	if len(names) == 0 && !r.All {
-		return nil, api.Errorf(api.CodeUsage, "there is no service %s: hanode status lists them", r.Service)
+		return nil, noService(r.Service)
 	}
 	out := &api.Outcome{Text: "every service is on its preferred node"}
 	for _, name := range names {
@@ -264,24 +278,25 @@ func (b backend) Failback(ctx context.Context, r api.MoveRequest, p api.Progress
 	return out, nil
 }
 
-func (b backend) Service(ctx context.Context, r api.ServiceRequest, _ api.Progress) (*api.Outcome, error) {
-	want := map[string]string{api.ActionStart: "run", api.ActionStop: "stop", api.ActionRestart: "restart", api.ActionClear: "clear"}[r.Action]
-	return b.desire(ctx, r.Order, r.Service, want, 0)
-}
-
 func (b backend) desire(ctx context.Context, o api.Order, service, want string, until int64) (*api.Outcome, error) {
 	if want == "" {
 		return nil, api.Errorf(api.CodeUsage, "service %s: choose start, stop, restart or clear", service)
 	}
-	if o.Plan {
-		return &api.Outcome{Service: service, Plan: &api.Plan{Order: want + " " + service, Steps: []api.Step{{N: 1, Of: 1, Text: want + " " + service}}}}, nil
+	if err := b.rests(o); err != nil {
+		return nil, err
 	}
-	from := ""
+	from, known := "", false
 	_ = b.n.m.On(func(c *core.Core) {
 		if s := c.State().ServiceByName(service); s != nil {
-			from = c.State().MemberName(s.Lock.Holder.Node)
+			from, known = c.State().MemberName(s.Lock.Holder.Node), true
 		}
 	})
+	if !known {
+		return nil, noService(service)
+	}
+	if o.Plan {
+		return &api.Outcome{Service: service, Plan: b.based(&api.Plan{Order: want + " " + service, Steps: []api.Step{{N: 1, Of: 1, Text: want + " " + service}}, Risk: api.Risk{Text: "nothing"}})}, nil
+	}
 	cmd := b.order(o, &state.Command{Desired: &state.Desired{Service: service, Want: want, Until: until},
 		Decision: &state.Decision{Kind: want, Service: service, From: from, OrderedBy: o.Who, Reason: o.Reason, Outcome: "done",
 			Sentence: fmt.Sprintf("%s: %s, ordered by %s", service, want, o.Who)}})
@@ -330,6 +345,9 @@ func (b backend) each(ctx context.Context, r api.PauseRequest, want string, unti
 }
 
 func (b backend) AckAlarm(ctx context.Context, r api.AckRequest, _ api.Progress) (*api.Outcome, error) {
+	if !slices.ContainsFunc(b.n.standing(), func(a alarm) bool { return a.Code == r.Code && (r.Object == "" || r.Object == a.Object) }) {
+		return nil, api.Errorf(api.CodeNotFound, "there is no alarm %s on %s: hanode alarm list", r.Code, b.n.dir.Identity.Name)
+	}
 	o, err := b.commit(ctx, b.order(r.Order, &state.Command{AckAlarm: &state.AlarmAck{Code: r.Code, Object: r.Object, Who: r.Who, At: time.Now().UnixMilli()},
 		Decision: &state.Decision{Kind: "ack", OrderedBy: r.Who, Reason: r.Reason, Outcome: "done", Sentence: fmt.Sprintf("%s has seen the alarm %s", r.Who, r.Code)}}))
 	if err != nil {

@@ -28,7 +28,7 @@ func (b backend) Explain(ctx context.Context, target string) (*api.Explanation, 
 	found := false
 	_ = b.n.m.On(func(c *core.Core) { found = b.explain(c, st, out) })
 	if !found {
-		return nil, api.Errorf(api.CodeUsage, "%q is no service, decision or alarm here: hanode status lists the services, hanode events the decisions", target)
+		return nil, api.Errorf(api.CodeNotFound, "%q is no service, decision or alarm here: hanode status lists the services, hanode events the decisions", target)
 	}
 	return out, nil
 }

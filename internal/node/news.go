@@ -25,6 +25,13 @@ func (w *news) applied(index uint64) {
 	w.ch = make(chan struct{})
 }
 
+// reached says whether the log was applied here up to an index.
+func (w *news) reached(index uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.index >= index
+}
+
 // wait asks until the answer is yes or ctx ends, anew whenever the log has moved.
 func (w *news) wait(ctx context.Context, yes func() bool) bool {
 	for {

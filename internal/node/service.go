@@ -68,9 +68,11 @@ type service struct {
 	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
 	epoch   atomic.Uint64 // of the present tenure here; 0: none
 	active  atomic.Bool
-	since   atomic.Int64  // of the last Begin: time since the zero of the time line
-	granted atomic.Int64  // of the last Begin: when it came
-	life    atomic.Uint64 // counts the starts of the processes, for the checks
+	since   atomic.Int64 // of the last Begin: time since the zero of the time line
+	granted atomic.Int64 // of the last Begin: when it came
+	// restarted counts the orders to restart that were carried out, well or not.
+	restarted atomic.Uint64
+	life      atomic.Uint64 // counts the starts of the processes, for the checks
 
 	mu       sync.Mutex
 	health   healthState
@@ -369,6 +371,7 @@ func (s *service) restore(ctx context.Context, o orderRestore) {
 }
 
 func (s *service) restart(ctx context.Context, o orderRestart) {
+	defer s.restarted.Add(1)
 	s.w.log.Info("restarting the processes", "service", s.name, "why", o.why)
 	role := supervise.Standby
 	if s.active.Load() {

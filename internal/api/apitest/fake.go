@@ -312,3 +312,12 @@ func (f *Fake) order(ctx context.Context, what string, o api.Order, plan *api.Pl
 	f.changed()
 	return out, nil
 }
+
+// Validate finds nothing in the way.
+func (f *Fake) Validate(ctx context.Context, _ api.ValidateRequest) (*api.Validation, error) {
+	if err := f.ask(ctx); err != nil {
+		return nil, err
+	}
+	defer f.mu.Unlock()
+	return &api.Validation{Node: f.state.Node}, nil
+}
