@@ -268,11 +268,16 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 	return "", rank + 2000
 }
 
-// coldWait is how long to wait still for the previous active after a full outage: this member has never heard it since its own
-// start, and started only just now.
+// coldWait is how long to wait still for the previous active after a full outage: this member started only just now, and has never heard it
+// since, or hears that it is coming up, too.
 func (v *View) coldWait(s *Service) time.Duration {
 	m := v.Member(s.Lock.Holder.Node)
-	if m == nil || m.Age != Never || s.Released {
+	if m == nil || s.Released {
+		return 0
+	}
+	rep := s.Reports[m.No]
+	comingUp := m.Inc != s.Lock.Holder.Inc && !v.Silent(m.No) && !rep.Ready && !rep.Unhealthy
+	if m.Age != Never && !comingUp {
 		return 0
 	}
 	wait := s.Spec.ColdStartWait
