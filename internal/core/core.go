@@ -177,7 +177,8 @@ func (c *Core) refresh() {
 	for _, v := range c.svcs {
 		if c.st.Service(v.no) == nil {
 			c.end(v, "the service was removed from the spec", false)
-			v.move, v.order, v.releasing = nil, nil, nil
+			c.dropOrder(v, "the service was removed from the spec")
+			v.move, v.releasing = nil, nil
 			c.gone = append(c.gone, v)
 			if len(c.gone) > maxGone {
 				c.gone = c.gone[1:]

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -117,14 +118,19 @@ func (c *Core) end(v *service, why string, already bool) {
 	if !v.holder.Fence() && !already {
 		return
 	}
-	if v.order != nil {
-		c.do(OrderDone{Service: v.no, ID: v.order.ID, Err: fmt.Errorf("the tenure ended meanwhile: %s", why)})
-		v.order = nil
-	}
+	c.dropOrder(v, "the tenure ended meanwhile: "+why)
 	v.closing, v.closeOf, v.closedAt, v.deadline = true, v.holder.Epoch, c.now, 0
 	v.holder.Sticky = false
 	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: clip(why, 300)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: why})
+}
+
+// dropOrder answers an order that will not be carried out.
+func (c *Core) dropOrder(v *service, why string) {
+	if v.order != nil {
+		c.do(OrderDone{Service: v.no, ID: v.order.ID, Err: errors.New(why)})
+		v.order = nil
+	}
 }
 
 // expire ends the tenures whose gates have shut by themselves. It comes before anything else that is done with an event: a daemon that was
@@ -142,6 +148,7 @@ func (c *Core) closeAll(why string) {
 	for _, v := range c.svcs {
 		v.voter.CloseAll()
 		c.end(v, why, false)
+		c.dropOrder(v, why)
 	}
 	c.joined = false
 }
