@@ -388,7 +388,7 @@ func (p *play) finish(x situation) {
 	}
 	p.must(p.heal())
 	p.must(p.waitProtected(p.ctx, protectedWithin))
-	p.wait(500 * time.Millisecond)
+	p.wait(250 * time.Millisecond)
 	f := p.view(p.begin, probe.Now())
 	p.check(f.Dual == 0, "two nodes answered at the same time for %v, from %v to %v", f.Dual, f.DualFrom, f.DualTo)
 	p.check(f.Stale == 0, "%d answers came from an epoch that had been succeeded", f.Stale)
