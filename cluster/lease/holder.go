@@ -152,16 +152,16 @@ func (h *Holder) Tick(now cluster.Instant) (ended, began bool) {
 		h.Phase = Fenced
 		return true, false
 	}
-	if h.Sticky && h.Phase == Serving && h.deadline(now) < now.Add(h.TTL/2) {
+	if h.Sticky && h.Phase == Serving {
 		h.StickyAt = now
 	}
 	return false, h.begin(now)
 }
 
 // Stick enters or leaves the state in which the holder relies on nobody's acknowledgement. It must be left before its end is
-// proposed, and only when Fresh covers every deadline that the gates were given: they keep what they were told even if this daemon
-// is stopped in the next moment. For that reason Tick relies on it only while acknowledgements are scarce. Whoever has proposed the end
-// may enter it again only for a later generation: a proposal without an answer may be committed yet.
+// proposed, and only with fresh acknowledgements; gates that were given more than these must be lowered first, because they keep what they were
+// given even if this daemon is stopped in the next moment. Whoever has proposed the end may enter it again only for a later generation: a
+// proposal without an answer may be committed yet.
 func (h *Holder) Stick(now cluster.Instant, on bool) {
 	if on && h.Phase == Serving && now < h.Deadline(now) {
 		h.Sticky, h.StickyAt = true, now

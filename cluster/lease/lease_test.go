@@ -150,36 +150,48 @@ func TestABumpCarriesTheLeaseAndDropsLateAnswers(t *testing.T) {
 	}
 }
 
-func TestStickyIsReliedOnOnlyWhileAcknowledgementsAreScarce(t *testing.T) {
+func TestStickyGoesOnWithoutAcknowledgementsUntilItIsLeft(t *testing.T) {
 	now := cluster.Instant(time.Hour)
 	h := serving(t, now)
 	h.Stick(now, true)
-	step := ttl / 5
 	for range 20 { // nobody answers
-		now = now.Add(step)
+		now = now.Add(ttl / 5)
 		if ended, _ := h.Tick(now); ended || !h.MayServe(now) {
 			t.Fatal("does not go on without acknowledgements")
 		}
 	}
-	gates := h.Deadline(now)
-	for range 20 { // they answer again
-		now = now.Add(step)
-		h.Ack(now, 2, 1, ttl, now.Add(-time.Millisecond))
-		h.Tick(now)
-		if h.Fresh(now) < h.Deadline(now) {
-			gates = max(gates, h.Deadline(now))
-		}
+	if h.Fresh(now) > now {
+		t.Error("what sticky gives was taken for acknowledgements")
 	}
-	if h.Fresh(now) < gates {
-		t.Error("acknowledgements never come to cover what the gates were given")
-	}
+	h.Ack(now, 2, 1, ttl, now.Add(-ttl/5))
 	h.Stick(now, false)
-	if ended, _ := h.Tick(h.Fresh(now)); !ended {
+	if h.Deadline(now) != now.Add(ttl*4/5) {
 		t.Error("relies on sticky after it was left")
+	}
+	if ended, _ := h.Tick(h.Fresh(now)); !ended {
+		t.Error("the tenure does not end with its last acknowledgement")
 	}
 	h.Stick(now, true)
 	if h.Sticky {
 		t.Error("enters sticky without serving")
+	}
+}
+
+func TestAChangeOfVotersCarriesTheDeadlineButIsConfirmedOnlyWhenCovered(t *testing.T) {
+	now := cluster.Instant(time.Hour)
+	h := serving(t, now)
+	joint := []lock.VoterSet{three()[0], {C: 2, Set: cluster.SetOf(1, 4, 5)}}
+	h.SetVoters(now, joint)
+	if !h.MayServe(now) || h.Deadline(now) != now.Add(ttl) || h.MayConfirm(now) {
+		t.Error("the lease under the older set stands until its end, and is no confirmation")
+	}
+	h.Ack(now.Add(2), 4, 1, ttl, now.Add(1))
+	if h.MayConfirm(now.Add(2)) {
+		t.Error("confirms while the deadline is the older set's")
+	}
+	h.Ack(now.Add(2), 2, 1, ttl, now.Add(1))
+	if !h.MayConfirm(now.Add(2)) || h.Deadline(now.Add(2)) != now.Add(ttl+1) {
+		t.Error("does not confirm though both sets cover it")
 	}
 }
 

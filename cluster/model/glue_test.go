@@ -10,24 +10,25 @@ import (
 
 // The code under test, each call replaceable by a broken one.
 type code struct {
-	renew   func(v *lease.Voter, now cluster.Instant, e cluster.Epoch, ttl time.Duration, k lease.Known) lease.Answer
-	promise func(v *lease.Voter, now cluster.Instant, e cluster.Epoch, holder bool, k lease.Known) lease.Answer
-	release func(v *lease.Voter, e cluster.Epoch)
-	ack     func(h *lease.Holder, now cluster.Instant, voter cluster.MemberNo, e cluster.Epoch, ttl time.Duration, at cluster.Instant) bool
-	bumped  func(h *lease.Holder, e cluster.Epoch, ttl time.Duration) bool
-	stick   func(h *lease.Holder, now cluster.Instant, on bool)
-	fresh   func(h *lease.Holder, now cluster.Instant) cluster.Instant
-	tick    func(h *lease.Holder, now cluster.Instant) (ended, began bool)
-	ready   func(c *lease.Coordinator, s *lock.Service, g *lock.Group) (lock.Grant, bool)
-	grant   func(s *lock.Service, g *lock.Group, c lock.Grant) lock.Result
-	force   func(s *lock.Service, g *lock.Group, c lock.ForceGrant) lock.Result
-	bump    func(s *lock.Service, c lock.Bump) lock.Result
-	degrade func(s *lock.Service, c lock.Degrade) lock.Result
-	inSync  func(s *lock.Service, g *lock.Group, c lock.InSync) lock.Result
-	sticky  func(s *lock.Service, c lock.Sticky) lock.Result
-	confirm func(s *lock.Service, g *lock.Group, c lock.Confirm) lock.Result
-	join    func(g *lock.Group, n cluster.MemberNo, inc cluster.Incarnation, boot cluster.BootID) lock.Result
-	settle  func(g *lock.Group, c uint64, services []*lock.Service, closed map[*lock.Service][]lock.Promise) lock.Result
+	renew    func(v *lease.Voter, now cluster.Instant, e cluster.Epoch, ttl time.Duration, k lease.Known) lease.Answer
+	promise  func(v *lease.Voter, now cluster.Instant, e cluster.Epoch, holder bool, k lease.Known) lease.Answer
+	release  func(v *lease.Voter, e cluster.Epoch)
+	ack      func(h *lease.Holder, now cluster.Instant, voter cluster.MemberNo, e cluster.Epoch, ttl time.Duration, at cluster.Instant) bool
+	bumped   func(h *lease.Holder, e cluster.Epoch, ttl time.Duration) bool
+	stick    func(h *lease.Holder, now cluster.Instant, on bool)
+	fresh    func(h *lease.Holder, now cluster.Instant) cluster.Instant
+	confirms func(h *lease.Holder, now cluster.Instant) bool
+	tick     func(h *lease.Holder, now cluster.Instant) (ended, began bool)
+	ready    func(c *lease.Coordinator, s *lock.Service, g *lock.Group) (lock.Grant, bool)
+	grant    func(s *lock.Service, g *lock.Group, c lock.Grant) lock.Result
+	force    func(s *lock.Service, g *lock.Group, c lock.ForceGrant) lock.Result
+	bump     func(s *lock.Service, c lock.Bump) lock.Result
+	degrade  func(s *lock.Service, c lock.Degrade) lock.Result
+	inSync   func(s *lock.Service, g *lock.Group, c lock.InSync) lock.Result
+	sticky   func(s *lock.Service, c lock.Sticky) lock.Result
+	confirm  func(s *lock.Service, g *lock.Group, c lock.Confirm) lock.Result
+	join     func(g *lock.Group, n cluster.MemberNo, inc cluster.Incarnation, boot cluster.BootID) lock.Result
+	settle   func(g *lock.Group, c uint64, services []*lock.Service, closed map[*lock.Service][]lock.Promise) lock.Result
 	faults
 }
 
@@ -51,7 +52,6 @@ type faults struct {
 	ttlAlone            bool // a member raises its TTL by itself
 	grantUnjoined       bool // the leader grants to a run whose Join is not committed
 	receiptTime         bool // counts from the receipt
-	confirmEarly        bool // confirms a voter set while its gates are open by the older one alone
 
 	// Data.
 	pendingSurvive   bool // pending operations survive deposition
@@ -66,24 +66,25 @@ type faults struct {
 
 func product() code {
 	return code{
-		renew:   (*lease.Voter).Renew,
-		promise: (*lease.Voter).Promise,
-		release: (*lease.Voter).Release,
-		ack:     (*lease.Holder).Ack,
-		bumped:  (*lease.Holder).Bumped,
-		stick:   (*lease.Holder).Stick,
-		fresh:   (*lease.Holder).Fresh,
-		tick:    (*lease.Holder).Tick,
-		ready:   (*lease.Coordinator).Ready,
-		grant:   (*lock.Service).Grant,
-		force:   (*lock.Service).Force,
-		bump:    (*lock.Service).Bump,
-		degrade: (*lock.Service).Degrade,
-		inSync:  (*lock.Service).AddInSync,
-		sticky:  (*lock.Service).Stick,
-		confirm: func(s *lock.Service, _ *lock.Group, c lock.Confirm) lock.Result { return s.Confirm(c) },
-		join:    (*lock.Group).Join,
-		settle:  (*lock.Group).Settle,
+		renew:    (*lease.Voter).Renew,
+		promise:  (*lease.Voter).Promise,
+		release:  (*lease.Voter).Release,
+		ack:      (*lease.Holder).Ack,
+		bumped:   (*lease.Holder).Bumped,
+		stick:    (*lease.Holder).Stick,
+		fresh:    (*lease.Holder).Fresh,
+		confirms: (*lease.Holder).MayConfirm,
+		tick:     (*lease.Holder).Tick,
+		ready:    (*lease.Coordinator).Ready,
+		grant:    (*lock.Service).Grant,
+		force:    (*lock.Service).Force,
+		bump:     (*lock.Service).Bump,
+		degrade:  (*lock.Service).Degrade,
+		inSync:   (*lock.Service).AddInSync,
+		sticky:   (*lock.Service).Stick,
+		confirm:  func(s *lock.Service, _ *lock.Group, c lock.Confirm) lock.Result { return s.Confirm(c) },
+		join:     (*lock.Group).Join,
+		settle:   (*lock.Group).Settle,
 	}
 }
 
@@ -161,7 +162,12 @@ func (b *bench) daemon(w *world, m int) {
 // follow is what a member does when it has applied an entry; gen is the generation before it.
 func (b *bench) follow(w *world, m int, gen uint8) {
 	x, r := &w.m[m], w.sees(m)
-	x.lo, x.hi = r.lo, r.hi
+	if x.lo != r.lo || x.hi != r.hi {
+		h := b.loadHolder(w, m)
+		h.SetVoters(now, b.setsOf(r.lo, r.hi))
+		b.storeHolder(w, m)
+		x.lo, x.hi = r.lo, r.hi
+	}
 	mine := int(r.holder) == m && r.inc == x.inc && r.epoch > 0
 	bumped := mine && r.gen == gen && r.epoch == x.epoch+1 && x.phase != uint8(lease.Idle)
 	if int(r.holder) == m && r.sticky && r.inc != x.inc && b.c.code.stickyWithoutQuorum {
@@ -259,7 +265,7 @@ func (b *bench) ask(w *world, m int, e uint8) {
 	} else {
 		k.Epoch = cluster.Epoch(e) // the log as it was before
 	}
-	same := x.epoch == e || (x.epoch < e && !b.c.code.promiseAhead)
+	same := x.epoch == e || x.epoch < e && uint8(k.Epoch) <= x.epoch && !b.c.code.promiseAhead
 	if same && (x.renews() || x.closing) {
 		if x.renews() {
 			b.end(w, m)

@@ -35,11 +35,14 @@ func (b *bench) stickySteps(w *world, m int) {
 			h := b.loadHolder(n, m)
 			y := &n.m[m]
 			f := c.code.fresh(h, now)
-			if !c.timeless && (f <= now.Add(h.TTL/2) || f < y.gate.at() && !c.code.unstickStaysPushed) {
+			if f <= now.Add(h.TTL/2) {
 				return false
 			}
 			c.code.stick(h, now, false)
 			b.storeHolder(n, m)
+			if d := leftAt(b.loadHolder(n, m).Deadline(now)); d.at() < y.gate.at() && !c.code.unstickStaysPushed {
+				y.gate = d
+			}
 			y.sticking, y.unstuck = true, r.gen
 			n.off = [2]uint8{r.epoch, r.gen}
 			n.offAlone = b.saysAlone(n, m)
@@ -264,6 +267,7 @@ func (b *bench) canonMember(w *world, m int) {
 		if !c.code.renewFenced && !c.code.reopenReleased {
 			x.acks, x.inbox, x.ttl = [maxNo + 1]left{}, [maxNo + 1]ackMsg{}, 0
 		}
+		x.carried = 0
 		x.sticky, x.stickyLeft, x.bumping, x.sticking, x.unstuck, x.confirmedC = false, 0, 0, false, 0, 0
 		if !x.closing && r.epoch > x.epoch && !c.code.reopenReleased {
 			x.phase, x.epoch = uint8(lease.Idle), r.epoch
@@ -298,7 +302,7 @@ func (b *bench) canonMember(w *world, m int) {
 		}
 	}
 	if c.timeless {
-		x.quiet, x.gate, x.acks, x.stickyLeft = 0, 0, [maxNo + 1]left{}, 0
+		x.quiet, x.gate, x.acks, x.stickyLeft, x.carried = 0, 0, [maxNo + 1]left{}, 0, 0
 	}
 }
 

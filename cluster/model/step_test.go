@@ -126,7 +126,7 @@ func (b *bench) pass(w *world) {
 		for m := 1; m <= b.c.members; m++ {
 			x := &n.m[m]
 			x.gate = x.gate.older()
-			x.stickyLeft = x.stickyLeft.older()
+			x.stickyLeft, x.carried = x.stickyLeft.older(), x.carried.older()
 			for v := range x.acks {
 				x.acks[v] = x.acks[v].older()
 				x.inbox[v].sent = x.inbox[v].sent.older()
@@ -321,7 +321,7 @@ func (b *bench) holderSteps(w *world, m int) {
 	if newest := w.sees(m).hi + 1; c.voterChange && x.confirmedC < newest && w.sees(m).epoch == x.epoch && w.sees(m).confirmed < newest && x.phase == uint8(lease.Serving) {
 		b.try(w, action{k: doConfirm, a: u}, func(n *world) bool {
 			h := b.loadHolder(n, m)
-			if f := c.code.fresh(h, now); f <= now || f < x.gate.at() && !c.code.confirmEarly {
+			if !c.code.confirms(h, now) {
 				return false
 			}
 			n.m[m].confirmedC = newest
@@ -358,7 +358,7 @@ func (b *bench) bumpSteps(w *world, m int) {
 		return
 	}
 	h := b.loadHolder(w, m)
-	if !c.timeless && !h.WantBump(now, h.Epoch) || c.timeless && x.sticky || x.closing {
+	if !h.WantBump(now, h.Epoch) || x.closing {
 		return
 	}
 	for _, ttl := range c.bumpTTLs {

@@ -200,7 +200,9 @@ var voterVariants = []variant{
 		c := aChange()
 		c.grantTTLs, c.prompt = []uint8{2}, cluster.SetOf(1, 2, 3, 4)
 		return c
-	}, func(c *config) { c.code.confirmEarly = true }, two},
+	}, func(c *config) {
+		c.code.confirms = func(h *lease.Holder, now cluster.Instant) bool { return h.Phase == lease.Serving && h.Fresh(now) > now }
+	}, two},
 	{"a Grant heard of early and counted under the voter sets of before", aPushed, func(c *config) { c.code.pushedGrant = true }, two},
 	{"closed by the newest set alone", aStale, func(c *config) {
 		c.code.settle = func(g *lock.Group, n uint64, services []*lock.Service, closed map[*lock.Service][]lock.Promise) lock.Result {

@@ -104,6 +104,7 @@ type member struct {
 	acks       [maxNo + 1]left
 	sticky     bool
 	stickyLeft left
+	carried    left
 	bumping    uint8
 	lo, hi     uint8
 	closing    bool
@@ -205,6 +206,7 @@ func (b *bench) loadHolder(w *world, m int) *lease.Holder {
 	}
 	b.holder = lease.Holder{Self: cluster.MemberNo(m), Phase: lease.Phase(x.phase), Epoch: cluster.Epoch(x.epoch), TTL: time.Duration(x.ttl) * tick,
 		Since: now, Acks: b.acks, Sticky: x.sticky, Bumping: cluster.Epoch(x.bumping), Sets: b.setsOf(x.lo, x.hi)}
+	b.holder.Carried = x.carried.at()
 	if x.stickyLeft != 0 {
 		b.holder.StickyAt = x.stickyLeft.at().Add(-b.holder.TTL)
 	}
@@ -219,6 +221,7 @@ func (b *bench) storeHolder(w *world, m int) {
 		x.acks[a.Voter] = leftAt(a.Until)
 	}
 	x.sticky, x.bumping = h.Sticky, uint8(h.Bumping)
+	x.carried = leftAt(h.Carried)
 	x.stickyLeft = 0
 	if h.StickyAt != 0 {
 		x.stickyLeft = leftAt(h.StickyAt.Add(h.TTL))

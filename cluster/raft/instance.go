@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -16,6 +17,7 @@ func isNotFound(err error) bool { return errors.Is(err, raftboltdb.ErrKeyNotFoun
 // instance is one run of hashicorp/raft over the group's store. It is never repaired, only replaced.
 type instance struct {
 	raft  *hraft.Raft
+	built atomic.Pointer[hraft.Raft] // raft, for those whom it starts itself
 	trans transport
 	gate  *gate
 	over  context.Context // ends when it must not take part any more
@@ -87,7 +89,10 @@ func (g *Group) build(in *instance) (err error) {
 	if err != nil {
 		return err
 	}
-	in.raft, err = hraft.NewRaft(g.cfg.hashicorp(), &replayer{m: g.machine}, logs, g.store, g.snaps, in.trans)
+	in.raft, err = hraft.NewRaft(g.cfg.hashicorp(), &replayer{m: g.machine}, logs, g.store, g.snaps, &patient{transport: in.trans, over: in.over, raft: in.built.Load})
+	if err == nil {
+		in.built.Store(in.raft)
+	}
 	if err != nil {
 		if g.store.stalled.Load() {
 			return ErrStalled

@@ -72,7 +72,7 @@ func (s *State) exhume(name string) (Service, bool) {
 			l := &v.Lock
 			l.Epoch, l.Gen = l.Epoch+1, l.Gen+1
 			l.Holder.Inc = 0
-			l.Sticky, l.Held, l.InSync, l.Boots = false, false, 0, nil
+			l.Held, l.InSync, l.Boots = false, 0, nil // Sticky stays: its last holder may be going on alone, and not have heard of this
 			return v, true
 		}
 	}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -35,6 +36,10 @@ func (v *View) Leave(s *Service, a Active) (to *Member, kind, why string) {
 		}
 		if to := v.other(s.unstuck(), true); to != nil {
 			return to, "failover", a.GaveUp
+		}
+	case !slices.Contains(s.Spec.Nodes, self.Name):
+		if to := v.other(s.unstuck(), false); to != nil {
+			return to, "drain", self.Name + " is no longer one of its nodes"
 		}
 	case self.Drained:
 		if to := v.other(s.unstuck(), false); to != nil {

@@ -210,7 +210,7 @@ func TestASwitchoverIsRefusedWithAWayOn(t *testing.T) {
 		{"to the best node when there is none", func(v *View, s *Service) { v.silent(b) }, "", "", "no other node can take it now"},
 		{"to a node that is behind", func(v *View, s *Service) { s.Lock.Data, s.Lock.InSync = true, cluster.SetOf(a) }, "b", "", "not in sync"},
 		{"to a node where it has failed", func(v *View, s *Service) { s.Reports[b] = Report{Unhealthy: true} }, "b", "", "have failed on b of late"},
-		{"(e) without the witness", func(v *View, s *Service) { s.Lock.Sticky = true }, "b", "", "the witness was lost"},
+		{"(e) without the witness, which the active ends before its Release", func(v *View, s *Service) { s.Lock.Sticky = true }, "b", "b", ""},
 		{"stopped", func(v *View, s *Service) { s.Stopped = true }, "b", "", "the service is stopped"},
 		{"held", func(v *View, s *Service) { s.Lock.Held = true }, "b", "", "the service is held"},
 	}

@@ -76,6 +76,7 @@ type service struct {
 	// Holder side.
 	closing   bool          // Close was ordered and Shut has not come, or came with an error
 	closeOf   cluster.Epoch // the epoch that the Close named
+	closedAt  cluster.Instant
 	releasing *Release
 	nextRel   cluster.Instant
 	order     *Order // a planned move under way
@@ -331,7 +332,7 @@ func (c *Core) follow(v *service) {
 			c.fencedByBump(v)
 		}
 	case mine:
-		c.granted(v, l.Epoch, l.TTL)
+		c.granted(v, l.Epoch, l.TTL, c.sinceZero(s))
 	case l.Epoch > v.holder.Epoch || (l.Epoch == v.holder.Epoch && l.Holder != c.me()):
 		if v.holder.Saw(l.Epoch) || (v.holder.Renews() && l.Holder != c.me()) {
 			c.end(v, fmt.Sprintf("epoch %d was granted to %s", l.Epoch, c.st.MemberName(l.Holder.Node)), false)
@@ -360,7 +361,7 @@ func (c *Core) followSticky(v *service, l *lock.Service) {
 }
 
 // granted begins a tenure; what it may do waits for the first acknowledgement.
-func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
+func (c *Core) granted(v *service, e cluster.Epoch, ttl, since time.Duration) {
 	if e <= v.holder.Epoch {
 		return
 	}
@@ -378,7 +379,7 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 		// It was asked for its promise before it heard of its Grant, and gave it.
 		v.holder.Fence()
 		v.closing = true
-		v.closeOf = e
+		v.closeOf, v.closedAt = e, c.now
 		v.releasing = &Release{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Why: "the epoch was promised away before its Grant was heard of"}
 		c.do(Close{Service: v.no, Epoch: e, Why: v.releasing.Why})
 		return
@@ -387,7 +388,7 @@ func (c *Core) granted(v *service, e cluster.Epoch, ttl time.Duration) {
 	v.confirmed = c.st.Group.C()
 	c.nextRenew = c.now
 	c.renew()
-	c.begin(v)
+	c.begin(v, since)
 }
 
 // Verdict says why a service is where it is, or why nothing moves, as this member last decided while it led.

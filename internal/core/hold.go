@@ -13,11 +13,28 @@ import (
 )
 
 // begin announces a tenure to the node; sinceZero is filled in by a Granted frame.
-func (c *Core) begin(v *service) {
-	c.do(Begin{Service: v.no, Epoch: v.holder.Epoch, TTL: v.holder.TTL})
+func (c *Core) begin(v *service, since time.Duration) {
+	c.do(Begin{Service: v.no, Epoch: v.holder.Epoch, TTL: v.holder.TTL, Since: since})
 	if _, began := v.holder.Tick(c.now); began {
 		c.extend(v)
 	}
+}
+
+// sinceZero is where the time line of the last move stands, as far as the log tells: at its last step.
+func (c *Core) sinceZero(s *state.Service) time.Duration {
+	if d := c.st.Decision(s.LastMove); d != nil && len(d.Steps) > 0 {
+		return time.Duration(d.Steps[len(d.Steps)-1].Us) * time.Microsecond
+	}
+	return 0
+}
+
+// closingLasts is how long a holder that shuts its service down is believed to be about to release it.
+const closingLasts = time.Second
+
+// tenure says, for the others, that the holder serves, or that its Release is still to be waited for: one that says neither has fenced itself
+// and could not make sure that all is shut.
+func (c *Core) tenure(v *service) bool {
+	return v.holder.Renews() || v.closing && c.now.Sub(v.closedAt) < closingLasts || v.releasing != nil && v.holder.Phase == lease.Released
 }
 
 // extend passes a deadline on that has grown.
@@ -104,7 +121,7 @@ func (c *Core) end(v *service, why string, already bool) {
 		c.do(OrderDone{Service: v.no, ID: v.order.ID, Err: fmt.Errorf("the tenure ended meanwhile: %s", why)})
 		v.order = nil
 	}
-	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
+	v.closing, v.closeOf, v.closedAt, v.deadline = true, v.holder.Epoch, c.now, 0
 	v.holder.Sticky = false
 	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, Why: clip(why, 300)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: why})
@@ -272,7 +289,7 @@ func (c *Core) goOn(v *service) {
 	if !v.holder.Fence() {
 		return
 	}
-	v.closing, v.closeOf, v.deadline = true, v.holder.Epoch, 0
+	v.closing, v.closeOf, v.closedAt, v.deadline = true, v.holder.Epoch, c.now, 0
 	v.releasing = &Release{Service: v.no, Epoch: v.holder.Epoch, Inc: c.cfg.Inc, To: o.to, What: clip(o.What, 20), By: clip(o.By, 100),
 		Reason: clip(o.Reason, 300), Why: clip(o.Reason, 300), Since: c.now.Sub(o.at)}
 	c.do(Close{Service: v.no, Epoch: v.holder.Epoch, Why: o.What + " ordered by " + o.By, Planned: true})
@@ -372,7 +389,7 @@ func (c *Core) tendVoters(v *service) {
 	v.confirmed = newest
 	c.propose(&state.Command{Confirm: &state.Confirm{Service: v.no, Confirm: lock.Confirm{Epoch: v.holder.Epoch, Holder: c.me(), C: newest}}},
 		func(c *Core, o state.Outcome, err error) {
-			if err != nil && v.confirmed == newest {
+			if (err != nil || o.Err() != nil) && v.confirmed == newest {
 				v.confirmed = before
 			}
 		})
@@ -463,6 +480,10 @@ func (c *Core) desired(d *state.Desired) {
 	switch d.Want {
 	case "clear":
 		v.gaveUp, v.report.Unhealthy = "", false
+	case "run", "stop":
+		if !c.tenure(v) {
+			c.do(Standby{Service: v.no})
+		}
 	}
 }
 

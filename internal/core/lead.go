@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -60,7 +61,7 @@ func (c *Core) facts(v *service) *plan.Service {
 		}
 	}
 	own := v.report
-	own.Serving, own.Epoch = v.holder.Renews(), v.holder.Epoch
+	own.Serving, own.Epoch = c.tenure(v), v.holder.Epoch
 	out.Reports[c.self] = own
 	for i := range c.peers {
 		p := &c.peers[i]
@@ -360,6 +361,7 @@ func (c *Core) closeEpoch(view *plan.View, v *service) {
 		b := lease.Begin(c.now, l.Epoch, lock.Holder{}, 0, ask)
 		v.closer = &b
 	}
+	v.closer.Promises = slices.DeleteFunc(v.closer.Promises, func(p lock.Promise) bool { return c.st.Group.Admission(p.Node).Inc != p.Inc })
 	v.closer.Ask(c.now, ask)
 	for _, n := range v.closer.Due(c.now, 5*c.cfg.Retry) {
 		if n != c.self {
@@ -389,11 +391,7 @@ func (c *Core) settle(view *plan.View) {
 		if r, ok := v.released[s.Lock.Epoch]; ok && r.Inc == c.st.Group.Admission(s.Lock.Holder.Node).Inc {
 			p = []lock.Promise{{Node: s.Lock.Holder.Node, Inc: r.Inc}}
 		} else if v.closer != nil && v.closer.Epoch == s.Lock.Epoch {
-			for _, q := range v.closer.Promises {
-				if c.st.Group.Admission(q.Node).Inc == q.Inc {
-					p = append(p, q)
-				}
-			}
+			p = append(p, v.closer.Promises...)
 		}
 		if len(p) > 0 {
 			closed[&s.Lock] = p

@@ -17,6 +17,8 @@ type Look struct {
 	Verdict  string // on the leader: why nothing moves
 	Phase    lease.Phase
 	Deadline cluster.Instant // of the lease held here; 0: none
+	Epoch    cluster.Epoch   // of that lease
+	TTL      time.Duration
 	Moving   bool
 	GaveUp   string
 }
@@ -38,8 +40,14 @@ func (c *Core) Look(view *plan.View, no cluster.ServiceNo) (Look, bool) {
 	own := *c.facts(v) // facts uses its memory again
 	own.Reports = maps.Clone(own.Reports)
 	f := &own
-	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: v.verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now),
+	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: v.verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now), Epoch: v.holder.Epoch, TTL: v.holder.TTL,
 		Moving: v.move != nil || v.order != nil, GaveUp: v.gaveUp}, true
+}
+
+// Holds says whether this member holds a service, or is about to release it.
+func (c *Core) Holds(no cluster.ServiceNo) bool {
+	v := c.find(no)
+	return v != nil && c.tenure(v)
 }
 
 // Leader is who leads, as far as Raft knows here.

@@ -216,6 +216,9 @@ type Restart struct {
 	Why     string
 }
 
+// Standby orders the node to run what a standby runs, or to stop it, because an operator has started or stopped the service.
+type Standby struct{ Service cluster.ServiceNo }
+
 // Kick makes this member a candidate for the leadership at once.
 type Kick struct{ Why string }
 
@@ -264,6 +267,7 @@ func (Extend) action()      {}
 func (Bumped) action()      {}
 func (Close) action()       {}
 func (Restart) action()     {}
+func (Standby) action()     {}
 func (Kick) action()        {}
 func (Transfer) action()    {}
 func (Announce) action()    {}

@@ -133,7 +133,9 @@ func (c *Core) join() {
 	c.propose(&state.Command{Join: &state.Join{ID: c.cfg.ID, Inc: c.cfg.Inc, Boot: c.cfg.Boot, Version: c.cfg.Version}},
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
-			if err == nil && o.Err() != nil && !c.joined {
+			m := c.st.MemberByID(c.cfg.ID)
+			// A repeated question is refused too: only a newer run, or the removal of this member, is a reason to say so.
+			if err == nil && o.Err() != nil && !c.joined && (m == nil || m.Removed || c.st.Group.Admission(m.No).Inc > c.cfg.Inc) {
 				c.nextJoin = c.now.Add(10 * time.Second) // nothing but an operator changes that
 				c.do(Alarm{Code: "not-admitted", Severity: "crit", Text: o.Text, Remedy: "join this member again with a new token: hanode token create"})
 			}
@@ -154,7 +156,7 @@ func (c *Core) beat() {
 		}
 		if c.cfg.Role == cluster.RoleNode {
 			b.Reports = append(b.Reports, Report{Service: v.no, Epoch: v.holder.Epoch, Ready: v.report.Ready, Unhealthy: v.report.Unhealthy,
-				Serving: v.holder.Renews()})
+				Serving: c.tenure(v)})
 		}
 	}
 	for i := range c.st.Members {
@@ -309,7 +311,7 @@ func (c *Core) onGranted(g *Granted) {
 		if c.st.Group.C() < g.VoterSets {
 			return // it would count under voters of before the Grant: its log tells it soon
 		}
-		c.granted(v, g.Epoch, g.TTL)
+		c.granted(v, g.Epoch, g.TTL, g.Since)
 		return
 	}
 	if v.order != nil && v.releasing != nil && g.Epoch > v.releasing.Epoch {
@@ -365,6 +367,9 @@ func (c *Core) kick() {
 	}
 	if !c.joined || c.now.Sub(c.joinedAt) < t.Kick {
 		return // a member that has just learned who the others are has not heard them yet
+	}
+	if _, _, _, quorum := c.Quorum(); !quorum {
+		return // it would only disturb those whom it does not hear, and who may hear it
 	}
 	place := c.candidacy()
 	if place < 0 || c.now.Sub(c.started) < t.Kick || c.age(c.leader) < t.Kick+time.Duration(place)*nextCandidate {

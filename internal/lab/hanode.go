@@ -333,6 +333,16 @@ func (s status) active() string {
 	return ""
 }
 
+// outlook is what the status says of the next failure.
+func (s status) outlook() string {
+	for _, sv := range s.Services {
+		if sv.Name == serviceName {
+			return strings.Join(append([]string{sv.Protection}, sv.Reasons...), ", ")
+		}
+	}
+	return "no such service"
+}
+
 // describe is for error messages.
 func (s status) describe() string {
 	var out []string

@@ -135,6 +135,9 @@ func (p *product) act(ctx context.Context, f Fault, s *scene, m *Measurement) (f
 	}
 	if st, err := p.status(ctx, well[0]); err == nil {
 		m.EpochAfter = st.epoch()
+		if m.EpochAfter == m.EpochBefore && m.EpochAfter > 0 {
+			m.Decision, m.Explanation = "", fmt.Sprintf("nothing was moved: %s stays active; %s", st.active(), st.outlook())
+		}
 	}
 	heal = probe.Now()
 	if f.heal != nil {

@@ -23,19 +23,19 @@ func cuts() []situation {
 		{name: "c: the nodes are cut from each other, the active leads", play: func(p *play) {
 			p.lead(p.active)
 			p.must(p.bed.world.Cut(p.ctx, nodeA, nodeB))
-			p.wait(1500 * time.Millisecond)
+			p.wait(time.Second)
 			p.undisturbed(p.begin)
 		}},
 		{name: "c: the active is cut from the witness, which leads", play: func(p *play) {
 			p.lead(witnessHost)
 			p.must(p.bed.world.Cut(p.ctx, p.active, witnessHost))
-			p.wait(1500 * time.Millisecond)
+			p.wait(time.Second)
 			p.orders(p.active) // by way of the standby
 			p.undisturbed(p.begin)
 		}},
 		{name: "c: the standby is cut from the witness", play: func(p *play) {
 			p.must(p.bed.world.Cut(p.ctx, p.standby, witnessHost))
-			p.wait(1500 * time.Millisecond)
+			p.wait(time.Second)
 			p.undisturbed(p.begin)
 		}},
 		{name: "d: the active is isolated from all", moves: true, play: isolated},
@@ -107,7 +107,7 @@ func (p *play) orders(host string) {
 func (p *play) oneWay(from, to string) {
 	p.Helper()
 	p.must(p.bed.world.OneWay(p.ctx, from, to))
-	p.wait(1500 * time.Millisecond)
+	p.wait(time.Second)
 	p.undisturbed(p.begin)
 }
 

@@ -49,6 +49,7 @@ func disks() []situation {
 			defer cancel()
 			_, err := p.host(p.active).Wait(ctx, p.daemons[p.active])
 			p.must(err) // the daemon has ended
+			p.Logf("the daemon has ended %v after its disk began to hang", probe.Now().Sub(p.begin))
 			p.quick(p.active)
 		}},
 		{name: "j: the disk of the standby's Raft log is full", play: full},

@@ -113,6 +113,7 @@ func (s *stage) play(t *testing.T, x situation) {
 		s.open(t, ctx)
 	}
 	s.good = false
+	began := time.Now()
 	p := &play{T: t, ctx: ctx, product: s.cur.prod, logs: map[string]int64{}}
 	defer func() {
 		if t.Failed() {
@@ -120,8 +121,11 @@ func (s *stage) play(t *testing.T, x situation) {
 		}
 	}()
 	p.start()
+	t.Logf("ready to begin after %v", time.Since(began).Round(time.Millisecond))
 	x.play(p)
+	played := time.Now()
 	p.finish(x)
+	t.Logf("mended and judged in %v", time.Since(played).Round(time.Millisecond))
 	s.good = !t.Failed() && !x.own
 }
 
@@ -440,7 +444,7 @@ func (p *play) refusal(out []byte, err error) func(int, string) {
 			p.Errorf("it was done, and should have been refused with %q: %s", words, out)
 		case !errors.As(err, &ce):
 			p.Error(err)
-		case ce.exit != status || !strings.Contains(ce.said, words):
+		case ce.exit != status || !strings.Contains(strings.Join(strings.Fields(ce.said), " "), words):
 			p.Errorf("refused with status %d: %s\nwant status %d and %q", ce.exit, ce.said, status, words)
 		default:
 			p.Logf("refused: %s", strings.TrimSpace(firstLines(ce.said, 3)))

@@ -16,12 +16,12 @@ func witnessSituations() []situation {
 		{name: "e: the witness dies, then the standby falls silent", play: func(p *play) {
 			p.loseWitness()
 			p.must(p.bed.world.Cut(p.ctx, nodeA, nodeB))
-			p.wait(1500 * time.Millisecond)
+			p.wait(time.Second)
 			p.undisturbed(p.begin)
 			p.must(p.bed.world.Heal(p.ctx))
 			p.until("a quorum again", 10*time.Second, func() bool { return p.ask(p.active).Cluster.Quorum })
 			p.must(p.host(p.standby).Die(p.ctx))
-			p.wait(1500 * time.Millisecond)
+			p.wait(time.Second)
 			p.undisturbed(p.begin)
 			p.must(p.heal())
 			p.must(p.waitProtected(p.ctx, protectedWithin))
@@ -107,7 +107,7 @@ func replaced(p *play) {
 
 	// It counts: with the standby stopped the active lives on its vote alone.
 	p.must(p.signalDaemon(p.ctx, p.standby, syscall.SIGSTOP))
-	p.wait(1500 * time.Millisecond)
+	p.wait(time.Second)
 	p.stillThere(p.begin)
 }
 

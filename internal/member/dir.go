@@ -227,6 +227,33 @@ func writeIncarnation(dir string, n uint64) error {
 	return nil
 }
 
+// begunFile says that this member has a Raft log, from before it first spoke to anybody.
+const begunFile = "raft-begun"
+
+// checkLog refuses a member whose Raft log is gone: with an empty one it would vote again where it has voted, and for anybody.
+func (d *Dir) checkLog() error {
+	if _, err := os.Stat(filepath.Join(d.Path, begunFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	file := filepath.Join(d.Path, "raft", "raft.db")
+	if st, err := os.Stat(file); err == nil && st.Size() > 0 {
+		return nil
+	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look at the Raft log: %w", err)
+	}
+	return fmt.Errorf("%s is missing or empty although this member has run before: it cannot know how it voted; put %s aside and let this machine join as a new member (hanode member replace %s)",
+		file, d.Path, d.Identity.Name)
+}
+
+// logBegun remembers that there is a log.
+func (d *Dir) logBegun() error {
+	file := filepath.Join(d.Path, begunFile)
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	return pki.WriteSecret(file, []byte("raft/raft.db was made\n"))
+}
+
 // checkDigits is a small checksum (FNV-1a, 32 bits) against torn or flipped digits.
 func checkDigits(s string) string {
 	h := uint32(2166136261)

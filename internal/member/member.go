@@ -103,6 +103,7 @@ type Member struct {
 	byName  map[string]cluster.NodeID // server id to node id, for those who dial
 
 	malformed atomic.Uint64
+	leaving   bool // this member was removed; only on the loop
 	leading   atomic.Bool
 	logTime   atomic.Int64
 	health    health
@@ -172,12 +173,20 @@ func (m *Member) open(addrs []netipAddr, role cluster.Role) error {
 	}
 	m.setPeers(m.cfg.Dir.Peers())
 	dir := filepath.Join(m.cfg.Dir.Path, "raft")
+	if err := m.cfg.Dir.checkLog(); err != nil {
+		m.mesh.Close()
+		return err
+	}
 	m.group, err = raft.Open(raft.Config{Dir: dir, ClusterID: m.ident.ClusterID, ServerID: m.serverID, FSM: machine{m.loop}, Stream: &stream{m: m, l: m.mesh.Listener(link.Raft, nil)},
 		Log: m.log, Ballast: m.cfg.Ballast, Slow: m.cfg.Slow, Probe: func() []byte { return (&state.Command{Nop: &state.Nop{}}).Encode() },
 		CommitTimeout: commitTimeout, Heir: m.place.Heir, OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
 	if err != nil {
 		m.mesh.Close()
 		return err
+	}
+	if err := m.cfg.Dir.logBegun(); err != nil {
+		m.mesh.Close()
+		return errors.Join(err, m.group.Close())
 	}
 	m.relay = raft.NewRelay(func(ctx context.Context, serverID string) (net.Conn, error) { return m.dial(ctx, serverID, link.Relay) }, 0)
 	m.proposer = raft.NewProposer(m.group, m.relay, encodeResult)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -35,8 +36,13 @@ func (m *Member) membersChanged() {
 			peers = append(peers, Peer{ID: p.ID.String(), Name: p.Name, Role: pki.RoleWord(p.Role), Addrs: p.Addrs})
 		}
 	}
-	if st.MemberByID(m.id) == nil {
+	me := st.MemberByID(m.id)
+	if me == nil {
 		return // still catching up: what the directory remembers is better
+	}
+	if me.Removed && !m.leaving {
+		m.leaving = true
+		go m.leaveSoon()
 	}
 	m.mesh.SetBeat(st.Timing().Renew)
 	m.setPeers(peers)
@@ -141,6 +147,15 @@ func (m *Member) roster(ctx context.Context, members []state.Member, settled boo
 	if !settled {
 		return nil
 	}
+	if !want[m.serverID] {
+		// This member was removed while it leads: another voter takes its vote away.
+		for id, s := range have {
+			if want[id] && s.Voter {
+				return m.group.TransferTo(ctx, id)
+			}
+		}
+		return nil
+	}
 	for id := range have {
 		if !want[id] && id != m.serverID {
 			_, err := m.group.Remove(ctx, id, m.group.ConfigIndex())
@@ -167,4 +182,16 @@ func (m *Member) vote(ctx context.Context, voters int, candidates []string) erro
 		return err
 	}
 	return nil
+}
+
+// removedStays is how long a removed member goes on, so that the others can take its vote away.
+const removedStays = 5 * time.Second
+
+// leaveSoon ends the daemon of a member that was removed: it has nothing to do here any more.
+func (m *Member) leaveSoon() {
+	select {
+	case <-time.After(removedStays):
+		m.fatal(fmt.Errorf("%s was removed from the cluster: this daemon ends. To join again, put %s aside and use a new token (hanode token create)", m.ident.Name, m.cfg.Dir.Path))
+	case <-m.ctx.Done():
+	}
 }

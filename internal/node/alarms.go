@@ -1,12 +1,14 @@
 package node
 
 import (
+	"fmt"
 	"sort"
 	"sync"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/raft"
+	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/failover/notify"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/netid/vip"
@@ -98,6 +100,64 @@ func (n *Node) onRaftAlarm(a raft.Alarm) {
 		n.hopeless()
 	default:
 		n.raise(string(a.Kind), name, "warn", a.Text, "look at the disk of the state directory")
+	}
+}
+
+// noteMove raises an alarm for each automatic failover, until somebody acknowledges it. It runs on the loop.
+func (n *Node) noteMove(cmd *state.Command, o state.Outcome) {
+	if o.Err() != nil {
+		return
+	}
+	if a := cmd.AckAlarm; a != nil && a.Code == failedOver {
+		n.clear(a.Code, a.Object)
+		for _, s := range n.list() {
+			if a.Object == "" {
+				n.clear(a.Code, s.name)
+			}
+		}
+	}
+	if cmd.Grant != nil && cmd.Grant.Automatic && cmd.Decision != nil && n.m.Now().Sub(n.begun) > settleTime {
+		d := cmd.Decision
+		n.raise(failedOver, d.Service, "warn", fmt.Sprintf("%s was moved from %s to %s by itself: %s", d.Service, d.From, d.To, d.Sentence),
+			fmt.Sprintf("read hanode explain D-%d, then hanode alarm ack %s", o.Decision, failedOver))
+	}
+}
+
+// failedOver is the alarm that a service was moved by itself. What the log replays at a start is no news.
+const (
+	failedOver = "failed-over"
+	settleTime = 10 * time.Second
+)
+
+// watchMembers raises an alarm for each silent node and for a lost quorum.
+func (n *Node) watchMembers() {
+	silent := map[string]bool{}
+	quorum, awaits := true, ""
+	_ = n.m.On(func(c *core.Core) {
+		var needed, total int
+		_, total, needed, quorum = c.Quorum()
+		quorum = quorum || total == 0
+		awaits = awaiting(c, needed, total)
+		for i := range c.State().Members {
+			if m := &c.State().Members[i]; m.Role == cluster.RoleNode && !m.Removed {
+				silent[m.Name] = m.No != c.Self() && c.Age(m.No) >= witnessGone
+			}
+		}
+	})
+	for name, yes := range silent {
+		if yes {
+			n.raise("node-silent", name, "warn", "the node "+name+" is heard by nobody", "look at "+name+" and its network; if it is gone for good: hanode member replace "+name)
+		}
+	}
+	for _, a := range n.standing() {
+		if a.Code == "node-silent" && !silent[a.Object] {
+			n.clear(a.Code, a.Object)
+		}
+	}
+	if quorum {
+		n.clear("no-quorum", n.dir.Identity.Cluster)
+	} else {
+		n.raise("no-quorum", n.dir.Identity.Cluster, "crit", "the voters that are heard here are no majority: nothing can be decided", "waiting for "+awaits)
 	}
 }
 

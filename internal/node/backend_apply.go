@@ -24,6 +24,13 @@ var limits = func() []spec.Limit {
 	const later = "leave it out: this version does not run it yet"
 	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "hook", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
 		{Block: "service", Key: "run", Value: "everywhere", Why: later}, {Block: "service", Key: "fence", Why: later}}
+	for _, key := range []string{"requires", "apart", "approvers", "site_failover", "max_loss"} {
+		l = append(l, spec.Limit{Block: "service", Key: key, Why: later})
+	}
+	for _, key := range []string{"systemd", "ocf"} {
+		l = append(l, spec.Limit{Block: "process", Key: key, Why: "use start = [...]: this version runs programs itself"})
+	}
+	l = append(l, spec.Limit{Block: "vip", Key: "announce", Why: later}, spec.Limit{Block: "vip", Key: "sites", Why: later})
 	for _, kind := range []string{"postgres", "mysql", "dns", "smtp", "rpc", "ping", "systemd", "ocf", "heartbeat"} {
 		l = append(l, spec.Limit{Block: "check", Key: kind, Why: "use tcp, http or exec"})
 	}

@@ -3,13 +3,16 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/link"
+	"github.com/hanode/hanode/cluster/lock"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/core"
@@ -202,8 +205,46 @@ func (b backend) Leave(ctx context.Context, r api.LeaveRequest, p api.Progress) 
 	return out, nil
 }
 
-func (b backend) Force(context.Context, api.ForceRequest, api.Progress) (*api.Outcome, error) {
-	return nil, api.Refusal("force refused", "this version has no services with data, for which a forced takeover could be needed", "hanode failover, or hanode service clear")
+// Force gives a service to a node although the group may not: because the witness was lost and the active may be going on alone, or is
+// off. If the old active still runs, two serve: that is the operator's risk, who has typed that it is off.
+func (b backend) Force(ctx context.Context, r api.ForceRequest, _ api.Progress) (*api.Outcome, error) {
+	what := fmt.Sprintf("force of %s to %s refused", r.Service, r.To)
+	var cmd *state.ForceGrant
+	var refusal error
+	var old string
+	_ = b.n.m.On(func(c *core.Core) {
+		s, to := c.State().ServiceByName(r.Service), c.State().MemberByName(r.To)
+		switch {
+		case s == nil || to == nil:
+			refusal = api.Errorf(api.CodeUsage, "there is no service %s or no node %s: hanode status", r.Service, r.To)
+			return
+		case s.Lock.Holder.Node != 0 && s.Lock.Holder.Node != to.No && (c.Alive(s.Lock.Holder.Node) || s.Lock.Holder.Node == c.Self()):
+			refusal = api.Refusal(what, c.State().MemberName(s.Lock.Holder.Node)+", the active, is heard: nothing has to be forced", "hanode switchover "+r.Service+" --to "+r.To)
+			return
+		}
+		old = c.State().MemberName(s.Lock.Holder.Node)
+		cmd = &state.ForceGrant{Service: s.No, Loses: r.Loses.Text}
+		cmd.Grant = lock.Grant{Epoch: s.Lock.Epoch, To: lock.Holder{Node: to.No, Inc: c.State().Group.Admission(to.No).Inc}, TTL: c.State().Timing().TTL}
+		cmd.Off = slices.Contains(r.VerifiedOff, old)
+	})
+	if refusal != nil {
+		return nil, refusal
+	}
+	plan := &api.Plan{Order: fmt.Sprintf("force of %s, %s to %s", r.Service, old, r.To), VerifiedOff: []string{old}, Risk: api.Risk{Text: "if " + old + " still runs, two nodes serve"},
+		Steps: []api.Step{{N: 1, Of: 1, Text: "grant " + r.Service + " to " + r.To + " without the word of " + old}}}
+	if r.Plan {
+		return &api.Outcome{Service: r.Service, Plan: plan}, nil
+	}
+	if !cmd.Off || !r.AcceptLoss {
+		return nil, api.Refusal(what, "nobody has said that "+old+" is off", "make sure that it is, then say so when you are asked, or with --accept-loss and the names of what is off")
+	}
+	out, err := b.commit(ctx, b.order(r.Order, &state.Command{Force: cmd, Decision: &state.Decision{Kind: "force", Service: r.Service, From: old, To: r.To, EpochFrom: cmd.Epoch,
+		OrderedBy: r.Who, Reason: r.Reason, Lost: "what only " + old + " has", Sentence: fmt.Sprintf("%s was given to %s by force: %s says that %s is off", r.Service, r.To, r.Who, old)}}))
+	if err != nil {
+		return nil, err
+	}
+	return &api.Outcome{Service: r.Service, From: old, To: r.To, Epoch: uint64(out.Epoch), Decision: decisionID(out.Decision), OutageMs: api.Ms(-time.Millisecond), ReadyMs: api.Ms(-time.Millisecond),
+		Text: fmt.Sprintf("%s is granted to %s, epoch %d", r.Service, r.To, out.Epoch), Next: []string{"hanode status"}}, nil
 }
 
 // Events calls yield for each event that the log keeps, and then for new ones.

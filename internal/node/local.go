@@ -32,6 +32,8 @@ func (n *Node) Do(a core.Action) {
 		n.order(a.Service, orderRestore{a.Epoch})
 	case core.Restart:
 		n.order(a.Service, orderRestart{a.Why})
+	case core.Standby:
+		n.order(a.Service, orderStandby{})
 	case core.Announce:
 		n.announce()
 	case core.SpecChanged, core.Joined:
@@ -79,6 +81,10 @@ func (n *Node) extend(a core.Extend) {
 	if s == nil {
 		return
 	}
+	if s.epoch.Load() != uint64(a.Epoch) { // its Begin came before the service was made here
+		s.since.Store(0)
+		s.granted.Store(int64(n.m.Now()))
+	}
 	s.epoch.Store(uint64(a.Epoch))
 	s.page.SetTTL(a.TTL)
 	s.page.Set(a.Epoch, a.Deadline, page.Active)
@@ -87,7 +93,8 @@ func (n *Node) extend(a core.Extend) {
 			n.gateFailed(s, err)
 		}
 	}
-	if !a.First {
+	// The first extension may have come before the service was made here, as when a new spec is granted at once: then this one opens.
+	if !a.First && s.active.Load() {
 		return
 	}
 	s.active.Store(true)
@@ -116,6 +123,7 @@ func (n *Node) closeTenure(a core.Close) {
 	s.active.Store(false)
 	n.log.Info("shut", "service", s.name, "epoch", a.Epoch, "why", a.Why)
 	n.order(a.Service, orderClose{epoch: a.Epoch, planned: a.Planned, why: a.Why})
+	n.specChanged() // it may be one that this node is no longer to have
 }
 
 // gateFailed is for a kernel that does not take the deadline any more: the gate shuts by itself at the last one.
@@ -137,6 +145,7 @@ func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if a := cmd.AckAlarm; a != nil && o.Err() == nil {
 		n.alerts.Ack(a.Code, a.Object)
 	}
+	n.noteMove(cmd, o)
 	n.news.applied(index)
 	if cmd.Grant != nil {
 		if s := n.byNo(cmd.Grant.Service); s != nil {

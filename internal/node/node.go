@@ -66,6 +66,7 @@ type Node struct {
 	services map[cluster.ServiceNo]*service
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
+	begun      cluster.Instant // when the daemon started
 	alarms     alarms
 	conscience conscience
 	alerts     *notify.Notifier // tells people of them
@@ -85,6 +86,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := checkMetrics(cfg.Metrics); err != nil {
 		return nil, err
 	}
+	n.begun = rt.Now()
 	n.news.init()
 	n.orders.init()
 	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/hanode/hanode/cluster"
+	"github.com/hanode/hanode/cluster/lease"
 	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
 	"github.com/hanode/hanode/internal/core"
@@ -31,7 +33,7 @@ func (n *Node) reconcile(ctx context.Context) error {
 			}
 			for i := range st.Services {
 				s := &st.Services[i]
-				if spec := st.Compiled().Service(s.Name); spec != nil && s.Lock.Eligible.Has(c.Self()) {
+				if spec := st.Compiled().Service(s.Name); spec != nil && (s.Lock.Eligible.Has(c.Self()) || c.Holds(s.No)) {
 					want = append(want, wanted{s.No, *spec})
 				}
 			}
@@ -97,9 +99,22 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 		if err := n.startService(w); err != nil {
 			errs = fmt.Errorf("service %s: %w", w.spec.Name, err)
 			n.m.Step(core.Health{Service: w.no, Unhealthy: true, GaveUp: err.Error(), Then: "failover"})
+			continue
 		}
+		n.resume(w.no)
 	}
 	return errs
+}
+
+// resume opens a service anew that was taken down for a change of its spec while it was active here: its lease goes on.
+func (n *Node) resume(no cluster.ServiceNo) {
+	_ = n.m.On(func(c *core.Core) {
+		look, ok := c.Look(c.View(n.m.Now(), time.Now().UnixMilli()), no)
+		if ok && look.Phase == lease.Serving && look.Deadline > n.m.Now() {
+			n.beginTenure(core.Begin{Service: no, Epoch: look.Epoch, TTL: look.TTL})
+			n.extend(core.Extend{Service: no, Epoch: look.Epoch, Deadline: look.Deadline, TTL: look.TTL, First: true})
+		}
+	})
 }
 
 // needsStop says whether a change of a service's spec can take effect only by stopping it here. Policy is live.
@@ -187,7 +202,15 @@ func (n *Node) stopService(ctx context.Context, s *service) {
 
 func (n *Node) world() world {
 	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log,
-		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) }}
+		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) },
+		stopped: func(no cluster.ServiceNo) (yes bool) {
+			_ = n.m.On(func(c *core.Core) {
+				if s := c.State().Service(no); s != nil {
+					yes = s.Stopped
+				}
+			})
+			return yes
+		}}
 }
 
 func (n *Node) output(service string) func(string, []byte) {

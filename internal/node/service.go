@@ -45,7 +45,8 @@ type world struct {
 	record   func(service string, d state.Decision) // adds steps to the service's last decision
 	sever    func([]netip.Addr) (int, error)        // destroys the sockets on these addresses
 	identity identity
-	onLoop   func(func()) // runs on the loop, where the page is written
+	onLoop   func(func())                 // runs on the loop, where the page is written
+	stopped  func(cluster.ServiceNo) bool // by order of an operator
 	self     string
 	log      *slog.Logger
 }
@@ -228,10 +229,10 @@ func (s *service) flush(outcome string) {
 	s.mu.Lock()
 	d := state.Decision{Steps: s.steps, Outcome: outcome}
 	if s.openedAt != 0 {
-		d.OutageMs = s.openedAt.Sub(s.zero).Milliseconds()
+		d.OutageMs = max(1, s.openedAt.Sub(s.zero).Milliseconds()) // 0 means: not yet
 	}
 	if s.readyAt != 0 {
-		d.ReadyMs, d.Outcome = s.readyAt.Sub(s.zero).Milliseconds(), "done"
+		d.ReadyMs, d.Outcome = max(1, s.readyAt.Sub(s.zero).Milliseconds()), "done"
 	}
 	s.steps = nil
 	s.mu.Unlock()
@@ -295,7 +296,7 @@ func (s *service) still(ctx context.Context) error {
 
 func (s *service) running() bool {
 	for _, p := range s.procs.Processes() {
-		if p.State != "running" && p.State != "stopped" {
+		if p.State != "running" {
 			return false
 		}
 	}
@@ -328,6 +329,12 @@ func (s *service) standby(ctx context.Context) {
 		return
 	}
 	s.asStandby()
+	if s.w.stopped(s.no) {
+		if err := s.procs.Stop(ctx); err != nil {
+			s.w.log.Warn("stop the processes", "service", s.name, "err", err)
+		}
+		return
+	}
 	if s.spec.Hot() {
 		if err := s.procs.Start(ctx, supervise.Standby, cluster.Epoch(s.epoch.Load())); err != nil {
 			if ctx.Err() == nil {

@@ -88,6 +88,7 @@ func (n *Node) saveStatus(ctx context.Context) error {
 		case <-t.C:
 		}
 		n.watchHeld()
+		n.watchMembers()
 		if time.Since(began) >= witnessGone {
 			n.watchWitness()
 		}

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -188,6 +189,33 @@ func (ns *NS) Addr(name, prefix string) {
 	ns.t.Helper()
 	if err := ns.nl.AddrAdd(ns.LinkByName(name), address(ns.t, prefix)); err != nil {
 		ns.t.Fatalf("add %s to %s: %v", prefix, name, err)
+	}
+	ns.usable(prefix)
+}
+
+// usable waits until an IPv6 address can be bound: the kernel makes its local route only after it has acknowledged the address.
+func (ns *NS) usable(prefix string) {
+	ns.t.Helper()
+	p, err := netip.ParsePrefix(prefix)
+	if err != nil || p.Addr().Is4() {
+		return
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		err := ns.Do(func() error {
+			c, err := net.ListenPacket("udp", netip.AddrPortFrom(p.Addr(), 0).String())
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+		if err == nil || p.Addr().IsLinkLocalUnicast() {
+			return
+		}
+		if time.Now().After(deadline) {
+			ns.t.Fatalf("%s was added and cannot be bound: %v", prefix, err)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

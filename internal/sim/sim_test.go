@@ -140,7 +140,7 @@ func TestThePlantedBugsAreCaught(t *testing.T) {
 		t.Run(plant, func(t *testing.T) {
 			var mu sync.Mutex
 			caught, tried := Result{}, 0
-			each(1, seeds(t, 5000), func(seed uint64) bool {
+			each(1, max(2000, seeds(t, 5000)), func(seed uint64) bool {
 				r := Run(Options{Seed: seed, Plant: plant, Calm: time.Millisecond})
 				mu.Lock()
 				defer mu.Unlock()
@@ -161,7 +161,7 @@ func TestThePlantedBugsAreCaught(t *testing.T) {
 // With clocks that run wrong by more than the protocol assumes, two members are active: the simulator sees what the assumption is for.
 func TestClocksBeyondTheAssumptionBreakTheLease(t *testing.T) {
 	found := false
-	each(1, seeds(t, 3000), func(seed uint64) bool {
+	each(1, 3000, func(seed uint64) bool {
 		r := Run(Options{Seed: seed, Drift: 120_000, Calm: time.Millisecond})
 		if r.Err != nil && strings.Contains(r.Err.Error(), "I1") {
 			found = true
