@@ -237,7 +237,7 @@ func TestKeysAreRotatedWithoutLosingAnybody(t *testing.T) {
 
 func TestHealthSurvivesTheWireAndStaysShort(t *testing.T) {
 	h := Health{Version: string(bytes.Repeat([]byte("v"), 100)), Load: 1.25, FsyncP99: 7 * time.Millisecond, Lateness: time.Microsecond,
-		FreeDisk: 1 << 40, FreeRatio: 17, LinksUp: 2, LinksDown: 1, Degraded: true, Wall: 1_700_000_000_123, Note: string(bytes.Repeat([]byte("n"), 999))}
+		FreeDisk: 1 << 40, FreeRatio: 17, LinksUp: 2, LinksDown: 1, Degraded: true, Wall: 1_700_000_000_123, Realtime: true, EBPF: true, Note: string(bytes.Repeat([]byte("n"), 999))}
 	b := h.Encode()
 	if len(b) > 512 {
 		t.Fatalf("%d bytes", len(b))

@@ -20,6 +20,8 @@ type Health struct {
 	Degraded  bool   // the member knows something about itself that an operator should look at
 	Note      string // what that is, at most 200 bytes
 	Wall      int64  // the member's wall clock when it said so, in ms; 0: not said
+	Realtime  bool   // it runs under real-time scheduling
+	EBPF      bool   // its gate is the eBPF program
 }
 
 // The frame: format (1), then fields of tag (1), length (1), value. Unknown tags are skipped: fields are only added.
@@ -36,6 +38,8 @@ const (
 	tagDegraded  = 8
 	tagNote      = 9
 	tagWall      = 10
+	tagRealtime  = 11
+	tagEBPF      = 12
 )
 
 // Encode returns at most 340 bytes: texts that are too long are cut.
@@ -63,6 +67,12 @@ func (h Health) Encode() []byte {
 	}
 	text(tagNote, h.Note, 200)
 	number(tagWall, uint64(max(h.Wall, 0)))
+	if h.Realtime {
+		b = append(b, tagRealtime, 0)
+	}
+	if h.EBPF {
+		b = append(b, tagEBPF, 0)
+	}
 	return b
 }
 
@@ -121,6 +131,10 @@ func (h *Health) set(tag byte, v []byte) bool {
 		h.Degraded = true
 	case tagNote:
 		h.Note = string(v)
+	case tagRealtime:
+		h.Realtime = true
+	case tagEBPF:
+		h.EBPF = true
 	case tagWall:
 		h.Wall = int64(n &^ (1 << 63))
 	}

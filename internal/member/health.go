@@ -47,6 +47,9 @@ const healthEvery = 2 * time.Second
 // probeEvery is memberlist's pace: its judgement is only hearsay here, and the beats of the lease channel are ten times quicker.
 const probeEvery = time.Second
 
+// minLateness is from how many samples on the lateness is told: with fewer, a p99.9 is only the worst of the start.
+const minLateness = 1000
+
 // health gathers what members say of themselves, and says what this one does.
 type health struct {
 	m    *Member
@@ -231,8 +234,11 @@ func (h *health) measure() gossip.Health {
 	m := h.m
 	out := gossip.Health{Version: m.cfg.Version, Load: load(), FsyncP99: m.group.Stats().FsyncP99, Wall: m.wall()}
 	if m.cfg.Lateness != nil {
-		out.Lateness, _ = m.cfg.Lateness.Quantile(m.now(), 0.999)
+		if late, n := m.cfg.Lateness.Quantile(m.now(), 0.999); n >= minLateness {
+			out.Lateness = late
+		}
 	}
+	out.Realtime, out.EBPF = m.cfg.Realtime, m.cfg.EBPF
 	out.FreeDisk, out.FreeRatio = freeDisk(m.cfg.Dir.Path)
 	for _, l := range m.mesh.Links() {
 		if l.Up {

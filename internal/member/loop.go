@@ -93,6 +93,13 @@ func (l *loop) late(now cluster.Instant, d time.Duration) {
 	if c := l.m.cfg.Lateness; c != nil {
 		c.Record(now, d)
 	}
+	const never = 50 * time.Millisecond // less than half of any lease
+	if d < never || l.m.cfg.OnLate == nil || !l.m.core.Joined() {
+		return
+	}
+	if ttl := l.m.core.State().Timing().TTL; d > ttl/2 {
+		l.m.cfg.OnLate(d, ttl)
+	}
 }
 
 // drain takes what has come meanwhile, up to a bound, so that a flood does not keep the clock waiting.

@@ -70,6 +70,10 @@ type Config struct {
 	OnAlarm func(raft.Alarm)
 	// Lateness counts how late the loop's timer rings; nil: it is not counted.
 	Lateness Lateness
+	// Realtime and EBPF say what this machine gave: real-time scheduling, and the quickest gate.
+	Realtime, EBPF bool
+	// OnLate is told, on the loop, that it was late by more than half a lease; it must return at once. nil: nobody is.
+	OnLate func(late, ttl time.Duration)
 	// OnRenewed is told how long each answer to a renewal took, on the goroutines that read the sockets; nil: nobody is.
 	OnRenewed func(time.Duration)
 	// Note is what this member knows to be wrong with itself, for the others to see; nil or "": nothing.

@@ -22,6 +22,7 @@ type place struct {
 	rtt   map[cluster.NodeID]*slowest
 	print string // of what Changed is counted from
 	view  placement.View
+	auto  auto
 
 	mu   sync.Mutex
 	heir string
@@ -62,11 +63,13 @@ func (p *place) run(ctx context.Context) error {
 			return nil
 		}
 		if !p.m.leading.Load() {
+			p.auto = auto{}
 			p.say("", "")
 			continue
 		}
 		to, why := placement.Decide(p.m.now(), p.view)
 		p.say(p.preferred(), why)
+		p.pinProfile(ctx)
 		if to == "" || !p.caughtUp(ctx, to) {
 			continue
 		}

@@ -211,7 +211,7 @@ func serviceState(s *state.Service, look core.Look, alive bool) string {
 		return api.StateStopped
 	case s.Lock.Held && !alive:
 		return api.StateHeld
-	case look.Moving:
+	case look.Moving, look.Facts != nil && look.Facts.Released:
 		return api.StateMoving
 	case alive:
 		return api.StateActive

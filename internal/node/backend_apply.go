@@ -87,7 +87,7 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 	}
 	problems := spec.Unsupported(next, limits())
 	if len(problems) == 0 {
-		problems = b.validateEverywhere(ctx, next, compiled, touched(next, changes), p)
+		problems = append(b.n.unkept(next, now), b.validateEverywhere(ctx, next, compiled, touched(next, changes), p)...)
 	}
 	if len(problems) > 0 {
 		return nil, unusable(file, problems)

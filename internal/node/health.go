@@ -71,7 +71,23 @@ func (n *Node) judge(name string, h member.Health) {
 	off := h.ClockOffset.Abs()
 	n.bound("clock", name, off > clockOff, off < clockOff/2, "warn", fmt.Sprintf("the wall clock of %s differs from that of %s by %v", name, n.dir.Identity.Name, h.ClockOffset.Round(time.Millisecond)),
 		"look at the time service (chrony, systemd-timesyncd) of both; leases do not depend on it, logs and certificates do")
+	n.keeps(name, h)
 	n.bound("unwell", name, h.Degraded, !h.Degraded, "warn", name+" says of itself: "+h.Note, "hanode status, on "+name)
+}
+
+// keeps says whether a member keeps the profile in force.
+func (n *Node) keeps(name string, h member.Health) {
+	var t cluster.Timing
+	role := cluster.RoleWitness
+	_ = n.m.On(func(c *core.Core) {
+		t = c.State().Timing()
+		if m := c.State().Member(h.Member); m != nil {
+			role = m.Role
+		}
+	})
+	why := member.Unfit(t, member.Fitness{Name: name, Role: role, Known: h.Known, Realtime: h.Realtime, EBPF: h.EBPF, Lateness: h.Lateness})
+	n.bound("profile-not-kept", name, why != "", why == "", "warn", "profile "+t.Profile+" is not kept: "+why,
+		"choose a slower profile, or find what keeps "+name+" from being on time")
 }
 
 // bound raises an alarm, ends it, or leaves it as it is.

@@ -66,11 +66,12 @@ type Node struct {
 	services map[cluster.ServiceNo]*service
 	stopping map[cluster.ServiceNo]context.CancelFunc
 
-	begun  cluster.Instant // when the daemon started
-	alarms alarms
-	alerts *notify.Notifier // tells people of them
-	orders orders
-	news   news
+	begun      cluster.Instant // when the daemon started
+	alarms     alarms
+	conscience conscience
+	alerts     *notify.Notifier // tells people of them
+	orders     orders
+	news       news
 
 	announceNow  chan struct{}
 	reconcileNow chan struct{}
@@ -113,7 +114,8 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.rt.OOM != nil {
 		n.log.Info("the kernel may end this process when memory is short", "err", n.rt.OOM)
 	}
-	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late, OnRenewed: n.onRenewed}); err != nil {
+	if n.m, err = member.New(member.Config{Dir: n.dir, Local: n, Version: cfg.Version, Log: n.log, OnAlarm: n.onRaftAlarm, Slow: member.FaultDisk(n.log), Lateness: n.late, OnRenewed: n.onRenewed,
+		OnLate: n.onLate, Note: n.conscience.note, Realtime: n.rt.Realtime(), EBPF: n.gate.Form() == gate.TCX || n.gate.Form() == gate.Clsact}); err != nil {
 		return nil, err
 	}
 	n.metrics = newMetrics(n)
@@ -181,6 +183,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.watchHealth(gctx) })
 	g.Go(func() error { return n.serveMetrics(gctx) })
+	g.Go(func() error { return n.examine(gctx) })
 	g.Go(func() error { return member.Notify(ctx, n.m) })
 	g.Go(func() error { return n.alerts.Run(gctx) })
 	g.Go(func() error { return n.m.Run(gctx) })

@@ -17,6 +17,7 @@ import (
 	"github.com/hanode/hanode/cluster/spec"
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/member"
 	"github.com/hanode/hanode/netid/vip"
 )
 
@@ -44,6 +45,30 @@ func (b backend) validateEverywhere(ctx context.Context, next *cluster.Spec, com
 		facts = append(facts, spec.Facts{Node: v.Node, Users: v.Users, Files: v.Files})
 	}
 	return append(out, spec.Compare(next, facts)...)
+}
+
+// unkept says which members cannot keep a profile that the spec names anew. A profile that is in force already is not refused when something else
+// changes: that it is not kept is an alarm.
+func (n *Node) unkept(next, now *cluster.Spec) []spec.Problem {
+	if next.Profile == "auto" || now != nil && now.Profile == next.Profile && now.Lease == next.Lease {
+		return nil
+	}
+	t, err := cluster.Profile(next.Profile)
+	if err == nil && next.Lease > 0 {
+		t, err = t.WithLease(next.Lease)
+	}
+	if err != nil {
+		return []spec.Problem{{Where: "profile", What: err.Error(), Remedy: "choose another one"}}
+	}
+	var out []spec.Problem
+	members := n.m.Fitness()
+	best, _ := member.Fastest(members)
+	for _, f := range members {
+		if why := member.Unfit(t, f); why != "" {
+			out = append(out, spec.Problem{Node: f.Name, Where: "profile", What: why, Remedy: "choose profile " + best + ", which all members can keep, or auto"})
+		}
+	}
+	return out
 }
 
 func nodesOf(s *cluster.Spec, services []string) []string {

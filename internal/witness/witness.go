@@ -59,6 +59,7 @@ type Witness struct {
 	version string
 	log     *slog.Logger
 	ep      *link.Endpoint
+	rt      rt.Report
 	late    *rt.Histogram // one for the whole process: it is the machine that is late
 
 	mu     sync.Mutex
@@ -73,8 +74,8 @@ func New(dataDir, version string, log *slog.Logger) (*Witness, error) {
 	runtime.GOMAXPROCS(1)
 	o := rt.Daemon()
 	o.GCPercent = 50 // small before quick: a witness has next to no garbage
-	if rep := rt.EnterWith(o); rep.Err() != nil {
-		log.Warn("this process is not as punctual as it should be", "err", rep.Err())
+	if w.rt = rt.EnterWith(o); w.rt.Err() != nil {
+		log.Warn("this process is not as punctual as it should be", "err", w.rt.Err())
 	}
 	dirs, err := Dirs(dataDir)
 	if err != nil {
@@ -202,7 +203,7 @@ func (w *Witness) serve(ctx context.Context, s *Served) error {
 	defer d.Close()
 	log := w.log.With("cluster", d.Identity.Cluster)
 	m, err := member.New(member.Config{Dir: d, Local: member.Nothing{}, Endpoint: w.ep, Version: w.version, Log: log, Ballast: ballast, Slow: member.FaultDisk(log),
-		Lateness: w.late})
+		Lateness: w.late, Realtime: w.rt.Realtime()})
 	if err != nil {
 		return err
 	}
