@@ -144,7 +144,7 @@ func (p *member) introduce(ctx context.Context, raw *net.TCPConn, ch Channel, q 
 	cfg := m.creds.Load().client.Clone()
 	cfg.NextProtos = []string{string(ch)}
 	cfg.VerifyConnection = func(s tls.ConnectionState) error { return p.verifyServer(s.PeerCertificates) }
-	tc := tls.Client(raw, cfg)
+	tc := tls.Client(quiet(raw), cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, explainAlert(err, m.id.ClusterID)
 	}

@@ -89,7 +89,7 @@ func (e *Endpoint) serve(ctx context.Context, raw *net.TCPConn) {
 		return
 	}
 	var m *Mesh
-	tc := tls.Server(&prefixed{Conn: raw, first: first[:]}, &tls.Config{
+	tc := tls.Server(&prefixed{Conn: quiet(raw), first: first[:]}, &tls.Config{
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			if m = e.mesh(h.ServerName); m == nil {
 				return nil, fmt.Errorf("no cluster %q here", h.ServerName)

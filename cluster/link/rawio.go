@@ -2,14 +2,18 @@ package link
 
 import (
 	"encoding/binary"
+	"io"
+	"net"
 	"net/netip"
+	"os"
 	"strconv"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// The datagrams' system calls are made without telling the Go scheduler. They never block (MSG_DONTWAIT), and each announced one would wake up the
+// The system calls of datagrams, and of connections, are made without telling the Go scheduler. They never block (MSG_DONTWAIT), and each announced one would wake up the
 // runtime's monitor thread when the process was asleep before: for a member that wakes up some hundred times a second for microseconds of work,
 // that was half of its processor time.
 
@@ -84,4 +88,80 @@ func (r *rawAddr) addrPort() netip.AddrPort {
 		return netip.AddrPortFrom(a, port)
 	}
 	return netip.AddrPort{}
+}
+
+// quietConn is a TCP connection whose system calls are not announced either: those of Raft's heartbeats come as often as the datagrams. Deadlines
+// and Close are those of the connection. Reads and writes may not be made by several goroutines at the same time, which TLS does not do.
+type quietConn struct {
+	*net.TCPConn
+	raw syscall.RawConn
+
+	in, out   []byte
+	n, m      int
+	rerr      unix.Errno
+	werr      unix.Errno
+	take, put func(fd uintptr) bool
+}
+
+// quiet returns c itself where its descriptor cannot be had.
+func quiet(c *net.TCPConn) net.Conn {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return c
+	}
+	q := &quietConn{TCPConn: c, raw: raw}
+	q.take = func(fd uintptr) bool {
+		for {
+			n, _, e := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(q.in))), uintptr(len(q.in)))
+			if q.n, q.rerr = int(n), e; e != unix.EINTR {
+				return e != unix.EAGAIN
+			}
+		}
+	}
+	q.put = func(fd uintptr) bool {
+		for q.m < len(q.out) {
+			n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(q.out[q.m:]))), uintptr(len(q.out)-q.m), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
+			switch q.werr = e; e {
+			case 0:
+				q.m += int(n)
+			case unix.EINTR:
+			case unix.EAGAIN:
+				return false
+			default:
+				return true
+			}
+		}
+		return true
+	}
+	return q
+}
+
+// Read is that of net.Conn.
+func (q *quietConn) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	q.in = b
+	err := q.raw.Read(q.take)
+	q.in = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case q.rerr != 0:
+		return 0, &net.OpError{Op: "read", Net: "tcp", Source: q.LocalAddr(), Addr: q.RemoteAddr(), Err: os.NewSyscallError("read", q.rerr)}
+	case q.n == 0:
+		return 0, io.EOF
+	}
+	return q.n, nil
+}
+
+// Write is that of net.Conn.
+func (q *quietConn) Write(b []byte) (int, error) {
+	q.out, q.m, q.werr = b, 0, 0
+	err := q.raw.Write(q.put)
+	q.out = nil
+	if err == nil && q.werr != 0 {
+		err = &net.OpError{Op: "write", Net: "tcp", Source: q.LocalAddr(), Addr: q.RemoteAddr(), Err: os.NewSyscallError("write", q.werr)}
+	}
+	return q.m, err
 }

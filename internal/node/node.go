@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -107,6 +108,8 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.vips, err = vip.New(vip.Config{Log: n.log, StateDir: n.dir.Path, OnEvent: n.onVIP}); err != nil {
 		return nil, err
 	}
+	// Two threads at a time are enough for what a daemon does, however many processors there are; more of them only look for work that is not there.
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	n.rt = rt.EnterWith(rt.Daemon())
 	if e := errors.Join(n.rt.Sched, n.rt.Memory); e != nil {
 		n.raise("not-realtime", n.dir.Identity.Name, "warn", "real-time scheduling or locked memory was refused: "+e.Error(), "profile normal at best; see docs/operations.md")
