@@ -259,7 +259,7 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 	}
 	if m.No == h.Node {
 		// The previous active is preferred after a full outage; while the others kept running, a standby is quicker.
-		if v.Up < s.Spec.ColdStartWait && m.Inc != h.Inc {
+		if v.Up < s.Spec.ColdStartWait && m.Inc != h.Inc || s.Released && s.Kind == "stop" {
 			rank += 1500 // more than being ready is worth
 		} else {
 			rank -= 200
