@@ -452,6 +452,11 @@ func (s *service) onProcess(e supervise.Event) {
 	log := s.w.log.With("service", s.name, "process", e.Process)
 	switch e.Kind {
 	case supervise.GaveUp:
+		if e.Role != s.role() {
+			// It was killed at the end of a tenure, or ended with it: what runs in the new role is not ill because of that.
+			log.Info("a process of the role of before ended", "role", e.Role, "why", e.Reason)
+			return
+		}
 		log.Warn("a process is not started again", "why", e.Reason, "then", e.Then)
 		s.failed(fmt.Sprintf("process %s: %s", e.Process, e.Reason), e.Then)
 	case supervise.Exited, supervise.Restarting, supervise.StopKilled:
