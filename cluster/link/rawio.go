@@ -103,10 +103,10 @@ type quietConn struct {
 	take, put func(fd uintptr) bool
 }
 
-// quiet returns c itself where its descriptor cannot be had.
+// quiet returns c itself where its descriptor cannot be had, and under the race detector.
 func quiet(c *net.TCPConn) net.Conn {
 	raw, err := c.SyscallConn()
-	if err != nil {
+	if err != nil || announced {
 		return c
 	}
 	q := &quietConn{TCPConn: c, raw: raw}
