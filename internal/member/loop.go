@@ -22,6 +22,7 @@ type loop struct {
 	in    chan func()
 	done  chan struct{} // closed when the loop has ended
 	drops atomic.Uint64
+	own   []core.Event // what the loop's own callees have for the core; it cannot wait for itself
 }
 
 func newLoop(m *Member) *loop {
@@ -74,6 +75,7 @@ func (l *loop) run(ctx context.Context) {
 			return
 		case f := <-l.in:
 			f()
+			l.finish()
 			l.drain()
 		case <-timer.C:
 		}
@@ -81,6 +83,7 @@ func (l *loop) run(ctx context.Context) {
 		if now := l.m.now(); now >= due {
 			l.late(now, now.Sub(due))
 			l.step(core.Tick{})
+			l.finish()
 		}
 		now := l.m.now()
 		due = l.m.core.Next(now)
@@ -108,6 +111,7 @@ func (l *loop) drain() {
 		select {
 		case f := <-l.in:
 			f()
+			l.finish()
 		default:
 			return
 		}
@@ -117,6 +121,15 @@ func (l *loop) drain() {
 // step gives one event to the core and carries out what it answers. Only on the loop.
 func (l *loop) step(ev core.Event) {
 	l.carryOut(l.m.core.Step(l.m.now(), l.m.wall(), ev))
+}
+
+// finish gives the core what was put aside for it meanwhile.
+func (l *loop) finish() {
+	for len(l.own) > 0 {
+		ev := l.own[0]
+		l.own = l.own[1:]
+		l.step(ev)
+	}
 }
 
 // carryOut does the actions in order.

@@ -288,14 +288,12 @@ func (m *Member) Run(ctx context.Context) error {
 // On runs f on the loop with the core, for those who read the state or hand in events.
 func (m *Member) On(f func(*core.Core)) error { return m.loop.call(func() { f(m.core) }) }
 
-// Step gives an event to the core, soon.
-func (m *Member) Step(ev core.Event) { go m.loop.post(func() { m.loop.step(ev) }, false) }
+// Step gives an event to the core. The events of one goroutine reach it in the order in which they are given. It may wait for the loop, and must
+// not be called on it.
+func (m *Member) Step(ev core.Event) { m.loop.post(func() { m.loop.step(ev) }, false) }
 
-// StepNow gives an event to the core; only on the loop, that is from Local.Do.
-func (m *Member) StepNow(ev core.Event) {
-	l := m.loop
-	l.post(func() { l.step(ev) }, false)
-}
+// StepNow gives an event to the core after the one at hand; only on the loop, that is from Local.Do.
+func (m *Member) StepNow(ev core.Event) { m.loop.own = append(m.loop.own, ev) }
 
 // Now is CLOCK_BOOTTIME as the core sees it.
 func (m *Member) Now() cluster.Instant { return m.now() }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,7 @@ type host struct {
 	deadline cluster.Instant
 	serving  cluster.Epoch
 	log      []string
+	answered []uint64 // orders, in the order of their answers
 }
 
 func (h *host) Do(a core.Action) {
@@ -48,6 +50,8 @@ func (h *host) Do(a core.Action) {
 		h.serving, h.deadline = 0, 0
 		h.log = append(h.log, fmt.Sprintf("close %d: %s", a.Epoch, a.Why))
 		h.m.StepNow(core.Shut{Service: a.Service, Epoch: a.Epoch})
+	case core.OrderDone:
+		h.answered = append(h.answered, a.ID)
 	case core.Prepare:
 		h.m.StepNow(core.Drained{Service: a.Service, Epoch: a.Epoch})
 	}
@@ -287,5 +291,26 @@ func TestTheClockOfAMemberIsJudgedByTheQuickestOfItsNews(t *testing.T) {
 	}
 	if got := c.offset(); got != -40*time.Millisecond {
 		t.Errorf("the offset is %v, want -40ms", got)
+	}
+}
+
+func TestEventsOfOneGoroutineReachTheCoreInTheirOrder(t *testing.T) {
+	h := &host{t: t, name: "a", dir: filepath.Join(t.TempDir(), "a")}
+	t.Cleanup(h.stop)
+	if _, err := Init(InitOptions{Dir: h.dir, Name: "a", Cluster: "test", Site: "default", Advertise: fmt.Sprintf("127.0.7.9:%d", freePort(t))}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	const most = 500
+	for id := uint64(1); id <= most; id++ {
+		h.m.Step(&core.Order{ID: id, Service: 77}) // there is no such service: each is answered at once
+	}
+	eventually(t, "all are answered", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.answered) == most
+	})
+	if !slices.IsSorted(h.answered) {
+		t.Errorf("answered out of order: %v", h.answered)
 	}
 }

@@ -227,7 +227,12 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 	if len(s.spec.Checks) == 0 {
 		return
 	}
-	go s.keepJudging(ctx)
+	judging := make(chan struct{})
+	go func() {
+		defer close(judging)
+		s.keepJudging(ctx)
+	}()
+	defer func() { <-judging }()
 	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Group: s.group,
 		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {

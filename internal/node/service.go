@@ -74,6 +74,7 @@ type service struct {
 	restarted atomic.Uint64
 	life      atomic.Uint64 // counts the starts of the processes, for the checks
 
+	telling  sync.Mutex
 	mu       sync.Mutex
 	health   healthState
 	checks   map[string]agent.Status
@@ -441,6 +442,8 @@ func (s *service) failed(why, then string) {
 
 // tell passes the health on to the core.
 func (s *service) tell() {
+	s.telling.Lock() // what is told last is what was true last
+	defer s.telling.Unlock()
 	s.mu.Lock()
 	h := core.Health{Service: s.no, Ready: s.health.up && s.health.unhealthy == "", Unhealthy: s.health.unhealthy != "", GaveUp: s.health.gaveUp, Then: s.health.then}
 	s.mu.Unlock()
