@@ -3,7 +3,7 @@
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
-SRC      = $(shell find cmd cluster failover netid internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+SRC      = $(shell find cmd cluster failover netid replication internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
 export CGO_ENABLED = 0
 
@@ -21,7 +21,7 @@ demo: build
 
 vet:
 	$(GO) vet ./...
-	@test -z "$$(gofmt -l cmd cluster failover netid internal)" || { gofmt -l cmd cluster failover netid internal; echo 'not formatted: run gofmt -w on these'; exit 1; }
+	@test -z "$$(gofmt -l cmd cluster failover netid replication internal)" || { gofmt -l cmd cluster failover netid replication internal; echo 'not formatted: run gofmt -w on these'; exit 1; }
 
 test: vet build
 	$(GO) test -p 1 -timeout 20m ./...
