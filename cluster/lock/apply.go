@@ -12,6 +12,19 @@ type Grant struct {
 	To       Holder        `pb:"2"`
 	TTL      time.Duration `pb:"3"`
 	Promises []Promise     `pb:"4"`
+	Reports  []Durable     `pb:"5"` // after a power loss of all that were in sync: what each has found durable
+}
+
+// Durable is what a run of a member has found durable of the service's data after its host was rebooted.
+type Durable struct {
+	Node  Holder             `pb:"1"`
+	Epoch cluster.Epoch      `pb:"2"`
+	Gen   cluster.Generation `pb:"3"`
+	Seq   uint64             `pb:"4"`
+}
+
+func (d Durable) position() cluster.Position {
+	return cluster.Position{Epoch: d.Epoch, Gen: d.Gen, Seq: d.Seq}
 }
 
 // ForceGrant is a Grant that an operator orders to a member that may lack acknowledged operations.
@@ -107,6 +120,51 @@ func (s *Service) MayHold(g *Group, to Holder) Result {
 	return Rebooted
 }
 
+// AllRebooted says that every member that was in sync runs in another boot of its host than then: what was not fsynced is gone everywhere, and
+// nobody could be granted the service any more. A member whose new run the log has not admitted counts as in its old boot.
+func (s *Service) AllRebooted(g *Group) bool {
+	if !s.Data || s.InSync == 0 || s.Epoch == 0 {
+		return false
+	}
+	for _, n := range s.InSync.List() {
+		same := true
+		for _, b := range s.Boots {
+			if b.Node == n {
+				same = b.Boot == g.Admission(n).Boot
+			}
+		}
+		if same {
+			return false
+		}
+	}
+	return true
+}
+
+// Highest says whether to is the member of the in-sync set that has found most durable, after a power loss of all of them, and all have said what
+// they found. What was fsynced is there then: every one of them has that.
+func (s *Service) Highest(g *Group, to Holder, reports []Durable) bool {
+	if !s.AllRebooted(g) {
+		return false
+	}
+	var best, own cluster.Position
+	var said cluster.MemberSet
+	for _, r := range reports {
+		if !s.InSync.Has(r.Node.Node) || g.Admission(r.Node.Node).Inc != r.Node.Inc {
+			continue
+		}
+		said = said.With(r.Node.Node)
+		p := r.position()
+		if p.Compare(best) > 0 {
+			best = p
+		}
+		if r.Node == to {
+			own = p
+		}
+	}
+	// While sticky only the holder's node can have acknowledged anything alone; it is the one that may be granted then, and has what was fsynced.
+	return said == s.InSync && said.Has(to.Node) && (own.Compare(best) == 0 || s.Sticky && to.Node == s.Holder.Node)
+}
+
 // Grant applies c.
 func (s *Service) Grant(g *Group, c Grant) Result {
 	switch {
@@ -119,13 +177,14 @@ func (s *Service) Grant(g *Group, c Grant) Result {
 		// of the one that relies on it.
 		return IsSticky
 	}
-	if r := s.MayHold(g, c.To); r != Accepted {
-		return r
+	may := s.MayHold(g, c.To)
+	if may != Accepted && !(may == Rebooted && s.Highest(g, c.To, c.Reports)) {
+		return may
 	}
 	if r := s.Enough(g, c.Promises); r != Accepted {
 		return r
 	}
-	if s.Epoch == 0 && s.Data {
+	if may == Rebooted || s.Epoch == 0 && s.Data {
 		s.setBoot(c.To.Node, g.Admission(c.To.Node).Boot)
 	}
 	s.grant(g, c)

@@ -26,6 +26,13 @@ func world() (*Service, *Group) {
 
 var both = []Promise{{2, 5}, {3, 5}}
 
+// powerLoss reboots both nodes.
+func powerLoss(g *Group, c *Grant) {
+	g.Join(1, 6, cluster.BootID{8})
+	g.Join(2, 6, cluster.BootID{9})
+	c.To.Inc, c.Promises = 6, []Promise{{2, 6}, {3, 5}}
+}
+
 func TestWhichGrantsAreAccepted(t *testing.T) {
 	for _, x := range []struct {
 		what string
@@ -57,6 +64,38 @@ func TestWhichGrantsAreAccepted(t *testing.T) {
 			g.Join(2, 6, cluster.BootID{9})
 			c.To.Inc, c.Promises = 6, []Promise{{2, 6}, {3, 5}}
 		}, Rebooted},
+		{"everybody rebooted, and nobody has said what was found", func(_ *Service, g *Group, c *Grant) { powerLoss(g, c) }, Rebooted},
+		{"everybody rebooted, one has said", func(_ *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			c.Reports = []Durable{{Holder{2, 6}, 3, 7, 10}}
+		}, Rebooted},
+		{"everybody rebooted, to the one with most", func(_ *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			c.Reports = []Durable{{Holder{1, 6}, 3, 7, 9}, {Holder{2, 6}, 3, 7, 10}}
+		}, Accepted},
+		{"everybody rebooted, not to the one with most", func(_ *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			c.Reports = []Durable{{Holder{1, 6}, 3, 7, 11}, {Holder{2, 6}, 3, 7, 10}}
+		}, Rebooted},
+		{"everybody rebooted, what a dead run said", func(_ *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			c.Reports = []Durable{{Holder{1, 5}, 3, 7, 9}, {Holder{2, 6}, 3, 7, 10}}
+		}, Rebooted},
+		{"everybody rebooted, and one whose new run is not admitted", func(_ *Service, g *Group, c *Grant) {
+			g.Join(2, 6, cluster.BootID{9})
+			c.To.Inc, c.Promises = 6, []Promise{{2, 6}, {3, 5}}
+			c.Reports = []Durable{{Holder{1, 6}, 3, 7, 9}, {Holder{2, 6}, 3, 7, 10}}
+		}, Rebooted},
+		{"everybody rebooted while sticky, to the holder's node", func(s *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			s.Sticky, c.To = true, Holder{1, 6}
+			c.Reports = []Durable{{Holder{1, 6}, 3, 7, 9}, {Holder{2, 6}, 3, 7, 10}}
+		}, Accepted},
+		{"everybody rebooted while sticky, to another", func(s *Service, g *Group, c *Grant) {
+			powerLoss(g, c)
+			s.Sticky = true
+			c.Reports = []Durable{{Holder{1, 6}, 3, 7, 9}, {Holder{2, 6}, 3, 7, 10}}
+		}, IsSticky},
 		{"joint sets, a majority of one", func(_ *Service, g *Group, _ *Grant) { g.SetVoters(cluster.SetOf(1, 2, 4)) }, NoMajority},
 		{"joint sets, a majority of both", func(_ *Service, g *Group, c *Grant) {
 			g.SetVoters(cluster.SetOf(1, 2, 4))

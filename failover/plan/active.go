@@ -86,6 +86,9 @@ func (v *View) other(s *Service, healthy bool) *Member {
 	return best
 }
 
+// Successor is the best other node that can take over at once from an active that cannot go on.
+func (v *View) Successor(s *Service) *Member { return v.other(s, true) }
+
 // Switchover checks an operator's order to move the service to a named node, or to the best one, and answers where it goes.
 func (v *View) Switchover(s *Service, to string) (*Member, *Refusal) {
 	what := fmt.Sprintf("switchover of %s refused", s.Name)
@@ -114,7 +117,11 @@ func (v *View) Switchover(s *Service, to string) (*Member, *Refusal) {
 	if m == nil {
 		return no(fmt.Sprintf("there is no node %s", to), "choose one of the members: hanode member list")
 	}
-	if why, _ := v.rank(s, m, to, 0); why != "" {
+	why, _ := v.rank(s, m, to, 0)
+	if why != "" && s.Lock.MayHold(v.Group, lock.Holder{Node: m.No, Inc: m.Inc}) == lock.NotInSync {
+		return no(why, "wait until hanode status shows "+to+" in sync (hanode wait "+s.Name+" --for in-sync), or accept the loss: hanode force "+s.Name+" --to "+to+" --accept-loss")
+	}
+	if why != "" {
 		return no(why, "wait until hanode status shows it ready, or choose another node")
 	}
 	if s.Reports[m.No].Unhealthy {

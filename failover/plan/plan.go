@@ -53,6 +53,10 @@ type Service struct {
 	Kind     string                      // what the Release is for: switchover, failover, failback, drain, stop; empty: fenced
 	Why      string                      // the releasing side's reason
 	By       string                      // who ordered it
+
+	Lag       map[cluster.MemberNo]int64 // bytes that each other copy of the data lacks, on the active
+	PowerLost bool                       // every copy that was in sync was rebooted: the one that has found most durable goes on
+	Durable   []lock.Durable             // what they have found
 }
 
 // View is one moment, as the member that decides sees it.
@@ -238,7 +242,14 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 	case s.Lock.Sticky && m.No != h.Node:
 		return fmt.Sprintf("%s may not: the witness was lost and %s may be going on alone (hanode force %s)", name, v.name(h.Node), s.Name), 0
 	}
-	if r := s.Lock.MayHold(v.Group, lock.Holder{Node: m.No, Inc: m.Inc}); r != lock.Accepted {
+	to := lock.Holder{Node: m.No, Inc: m.Inc}
+	switch r := s.Lock.MayHold(v.Group, to); {
+	case r == lock.Rebooted && s.PowerLost && s.Lock.Highest(v.Group, to, s.Durable):
+	case r == lock.Rebooted && s.PowerLost:
+		return fmt.Sprintf("%s: all copies of the data lost their power, and %d of %d have said what they found; the one with most goes on", name, len(s.Durable), s.Lock.InSync.Len()), 0
+	case r == lock.NotInSync:
+		return v.behind(s, m), 0
+	case r != lock.Accepted:
 		return name + ": " + r.String(), 0
 	}
 	if wait := v.coldWait(s); m.No != h.Node && wait > 0 {
@@ -266,6 +277,24 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 		}
 	}
 	return "", rank + 2000
+}
+
+// behind says how far a copy of the data is from being able to take over.
+func (v *View) behind(s *Service, m *Member) string {
+	if lag := s.Lag[m.No]; lag > 0 {
+		return fmt.Sprintf("%s is not in sync: its copy of the data is %s behind", m.Name, bytesText(lag))
+	}
+	return m.Name + " is not in sync: its copy of the data may lack acknowledged writes"
+}
+
+func bytesText(n int64) string {
+	switch {
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 10<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d bytes", n)
 }
 
 // coldWait is how long to wait still for the previous active after a full outage: this member started only just now, and has never heard it

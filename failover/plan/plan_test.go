@@ -60,7 +60,7 @@ func TestDecideInTheSituationsOfTheProtocol(t *testing.T) {
 		{"(a) with data, in sync", w, func(v *View, s *Service) { v.silent(a); s.Lock.Data = true }, b, "failover", true, cluster.SetOf(b, w),
 			"b held every acknowledged write"},
 		{"(a) with data, not in sync", w, func(v *View, s *Service) { v.silent(a); s.Lock.Data = true; s.Lock.InSync = cluster.SetOf(a) }, 0, "", false, 0,
-			"b: not in sync"},
+			"b is not in sync"},
 		{"(c) the nodes are cut from each other and both reach the witness", b, func(v *View, s *Service) { v.Member(a).Own = time.Minute }, 0, "", false, 0,
 			"a is active and is heard"},
 		{"(d) the active leads and is cut off: it hears itself", a, func(v *View, s *Service) { v.silent(b); v.silent(w) }, 0, "", false, 0, "a is active and is heard"},

@@ -91,6 +91,7 @@ type service struct {
 	gaveAt    cluster.Instant
 	nextLook  cluster.Instant // when to ask again whether to leave
 	facts     plan.Service    // memory of facts
+	data      data
 
 	// Leader side.
 	move     *move
@@ -313,6 +314,7 @@ func (c *Core) follow(v *service) {
 		return // an answer that came after the service was deleted
 	}
 	l := &s.Lock
+	c.tellFacts(v)
 	for e := range v.released {
 		if e < l.Epoch {
 			delete(v.released, e)

@@ -334,6 +334,7 @@ func (c *Core) tend(v *service) {
 	}
 	c.tendOrder(v)
 	c.tendSticky(v)
+	c.tendData(v)
 	c.tendVoters(v)
 }
 
@@ -445,7 +446,7 @@ func (c *Core) unstick(v *service) {
 
 func (c *Core) stick(v *service, off bool) {
 	l := c.rec(v).Lock
-	cmd := &state.Command{Sticky: &state.Sticky{Service: v.no, Sticky: lock.Sticky{Epoch: l.Epoch, Gen: l.Gen, Holder: c.me(), Off: off}}}
+	cmd := &state.Command{Sticky: &state.Sticky{Service: v.no, Sticky: lock.Sticky{Epoch: l.Epoch, Gen: l.Gen, Holder: c.me(), Off: off, Alone: off && v.data.alone != 0}}}
 	text := "the witness was lost: the active stays where it is and nobody takes over by itself"
 	if off {
 		text = "the witness is back: a standby takes over by itself again"

@@ -63,6 +63,7 @@ func (c *Core) facts(v *service) *plan.Service {
 	own := v.report
 	own.Serving, own.Epoch = c.tenure(v), v.holder.Epoch
 	out.Reports[c.self] = own
+	c.dataFacts(v, out)
 	for i := range c.peers {
 		p := &c.peers[i]
 		if p.beat == nil || p.since == 0 {
@@ -225,11 +226,16 @@ func (c *Core) grant(v *service, m *move) {
 	if !ok {
 		return
 	}
+	lost := "nothing acknowledged"
+	if reports, all := c.afterPowerLoss(v); all && s.Lock.Data {
+		g.Reports = reports
+		lost = "all copies lost their power: what was not fsynced may be missing"
+	}
 	m.prop = true
 	d := m.verdict
 	m.step(c.now, "promises suffice", c.st.MemberName(c.self))
 	dec := &state.Decision{Kind: d.Kind, Service: s.Name, From: c.st.MemberName(s.Lock.Holder.Node), To: c.st.MemberName(d.To.Node), EpochFrom: s.Lock.Epoch,
-		OrderedBy: d.By, Sentence: d.Sentence, WhyNot: d.WhyNot, Seen: c.seen(v), Steps: m.steps, Policy: c.policy(), Lost: "nothing acknowledged"}
+		OrderedBy: d.By, Sentence: d.Sentence, WhyNot: d.WhyNot, Seen: c.seen(v), Steps: m.steps, Policy: c.policy(), Lost: lost}
 	if r, ok := v.released[s.Lock.Epoch]; ok {
 		dec.Reason = r.Reason
 	}
@@ -249,6 +255,9 @@ func (c *Core) grant(v *service, m *move) {
 // tellGranted pushes the news on the lease channel: followers learn the commit index late.
 func (c *Core) tellGranted(v *service, m *move, g lock.Grant, o state.Outcome) {
 	f := &Granted{Service: v.no, Epoch: o.Epoch, To: g.To, TTL: g.TTL, Index: o.Index, Since: c.now.Sub(m.zero), VoterSets: c.st.Group.C()}
+	if s := c.rec(v); s != nil && s.Lock.Epoch == o.Epoch && s.Lock.Data {
+		f.Gen = s.Lock.Gen
+	}
 	for i := range c.st.Members {
 		if p := &c.st.Members[i]; !p.Removed && p.No != c.self {
 			c.do(Send{p.No, f})

@@ -49,6 +49,12 @@ type Report struct {
 	Ready     bool              `pb:"3"`
 	Unhealthy bool              `pb:"4"`
 	Serving   bool              `pb:"5"` // it holds Epoch and has not ended its tenure
+
+	// What the sender has found durable of the service's data, said only after a power loss of all that held them.
+	Durable  bool               `pb:"6"`
+	DurEpoch cluster.Epoch      `pb:"7"`
+	DurGen   cluster.Generation `pb:"8"`
+	DurSeq   uint64             `pb:"9"`
 }
 
 // Renew asks voters to extend the sender's leases. Sent is by the sender's clock and comes back in the Ack.
@@ -115,7 +121,8 @@ type Granted struct {
 	Since   time.Duration     `pb:"6"` // since the zero of the time line
 	// VoterSets is the number of the newest voter set that the log held then: who counts acknowledgements under older ones only must
 	// not begin before its own log has come so far.
-	VoterSets uint64 `pb:"7"`
+	VoterSets uint64             `pb:"7"`
+	Gen       cluster.Generation `pb:"8"` // of the service's data, from this Grant on
 }
 
 func (*Beat) Kind() Kind       { return KindBeat }

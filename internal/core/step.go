@@ -49,6 +49,14 @@ func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 		c.onHealth(e)
 	case *Order:
 		c.onOrder(e)
+	case Replica:
+		c.onReplica(e)
+	case CaughtUp:
+		c.onCaughtUp(e)
+	case HigherEpoch:
+		c.onHigherEpoch(e)
+	case DiskFailed:
+		c.onDiskFailed(e)
 	}
 	return c.take()
 }
@@ -92,7 +100,7 @@ func (c *Core) idle() time.Duration {
 		return busyTick
 	}
 	for _, v := range c.svcs {
-		if v.order != nil || v.closing || v.releasing != nil || v.move != nil || v.sticking || v.gaveUp != "" {
+		if v.order != nil || v.closing || v.releasing != nil || v.move != nil || v.sticking || v.gaveUp != "" || c.dataLate(v) {
 			return busyTick
 		}
 	}
@@ -142,6 +150,9 @@ func (c *Core) join() {
 		})
 }
 
+// maxDurable bounds how many reports of a beat tell a position too, so that it stays one frame.
+const maxDurable = 20
+
 // beat tells all members that this one lives.
 func (c *Core) beat() {
 	b := &Beat{Inc: c.cfg.Inc, Leader: c.leader}
@@ -155,8 +166,11 @@ func (c *Core) beat() {
 			break // a frame's worth; what is not reported counts as not ready
 		}
 		if c.cfg.Role == cluster.RoleNode {
-			b.Reports = append(b.Reports, Report{Service: v.no, Epoch: v.holder.Epoch, Ready: v.report.Ready, Unhealthy: v.report.Unhealthy,
-				Serving: c.tenure(v)})
+			r := Report{Service: v.no, Epoch: v.holder.Epoch, Ready: v.report.Ready, Unhealthy: v.report.Unhealthy, Serving: c.tenure(v)}
+			if len(b.Reports) < maxDurable {
+				c.durable(v, &r)
+			}
+			b.Reports = append(b.Reports, r)
 		}
 	}
 	for i := range c.st.Members {
@@ -311,6 +325,7 @@ func (c *Core) onGranted(g *Granted) {
 		if c.st.Group.C() < g.VoterSets {
 			return // it would count under voters of before the Grant: its log tells it soon
 		}
+		c.pushed(v, g)
 		c.granted(v, g.Epoch, g.TTL, g.Since)
 		return
 	}
@@ -322,6 +337,7 @@ func (c *Core) onGranted(g *Granted) {
 	if v.holder.Saw(g.Epoch) {
 		c.end(v, "the next epoch was granted to "+c.st.MemberName(g.To.Node), true)
 	}
+	c.pushed(v, g)
 }
 
 // age is how long ago anybody whom this member can ask heard a member.

@@ -60,7 +60,7 @@ func (w *world) build() {
 	w.after(time.Second, w.roster)
 	w.after(w.between(time.Second, 3*time.Second), w.nemesis)
 	w.after(w.between(2*time.Second, 4*time.Second), w.operator)
-	w.after(time.Second, w.replication)
+	w.after(time.Second, w.volumeLoop)
 }
 
 func (w *world) newHost(name string, role cluster.Role) *host {

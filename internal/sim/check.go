@@ -80,6 +80,13 @@ func (w *world) count(h *host, cmd *state.Command, o state.Outcome, before *lock
 		if d := st.Decision(o.Decision); d == nil || d.Sentence == "" || d.EpochTo != o.Epoch {
 			w.fail("no decision was recorded for epoch %d of service %d", o.Epoch, cmd.Grant.Service)
 		}
+		if before.Data {
+			w.dataGranted(st, cmd.Grant.Service, to.Node, len(cmd.Grant.Reports), false)
+		}
+	case cmd.Force != nil:
+		w.dataGranted(st, cmd.Force.Service, cmd.Force.To.Node, 0, true)
+	case cmd.SpecApply != nil:
+		w.dataMade(st)
 	case cmd.Bump != nil:
 		w.res.Bumps++
 	case cmd.Sticky != nil && !cmd.Sticky.Off:
@@ -224,6 +231,9 @@ func (w *world) aliveService(leader *host, s *state.Service) {
 	}
 	if s.Lock.Sticky {
 		w.fail("liveness: %s is still sticky", s.Name)
+	}
+	if s.Lock.Data && s.Lock.InSync != s.Lock.Eligible {
+		w.fail("liveness: %s has copies that are not in sync again: %s", s.Name, leader.why(s.No))
 	}
 }
 

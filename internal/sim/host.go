@@ -45,6 +45,7 @@ type host struct {
 	rest      []core.Action // of a step that a pause has cut in two
 	late      bool          // these are being done
 	gates     []*gate
+	volumes   []*volume
 	lastFrame core.Frame
 	lastSent  core.Frame
 	proposals int
@@ -120,6 +121,9 @@ func (h *host) reboot() {
 	for _, g := range h.gates {
 		g.open, g.until, g.closing = false, min(g.until, w.t), 0
 	}
+	for _, v := range h.volumes {
+		v.lostPower()
+	}
 }
 
 // start begins a run of the daemon. What an earlier run left is gone before it says a word (rule V0).
@@ -138,6 +142,9 @@ func (h *host) start() {
 	h.inbox, h.deferred, h.rest, h.tickAt, h.proposals = nil, nil, nil, 0, 0
 	h.orders = map[uint64]string{}
 	h.started = w.t
+	for _, v := range h.volumes {
+		v.reset()
+	}
 	h.core = core.New(core.Config{ID: h.id, Role: h.role, Inc: h.inc, Boot: h.boot, Version: "sim"}, h.now(), new(state.State))
 	h.raft = part{leader: -1, term: h.raft.term, contact: w.t, timeout: w.between(raftT, 2*raftT), stored: h.raft.stored}
 	if h.snap != nil {
@@ -388,6 +395,12 @@ func (h *host) local(a core.Action) {
 		}
 	case core.OrderDone:
 		delete(h.orders, a.ID)
+	case core.FactsChanged:
+		if h.role == cluster.RoleNode {
+			h.volume(a.Facts.Service).toldFacts(a.Facts)
+		}
+	case core.GoAlone:
+		h.goAlone(a)
 	}
 }
 
@@ -425,6 +438,7 @@ func (h *host) extend(a core.Extend) {
 		g.until = h.real(g.deadline)
 	}
 	if a.First {
+		h.volume(a.Service).lead(a.Epoch)
 		h.later(w.between(0, 100*time.Millisecond), func() { h.step(core.Health{Service: a.Service, Ready: true}) })
 	}
 }
@@ -460,6 +474,7 @@ func (h *host) close(a core.Close) {
 		return
 	}
 	g.open, g.deadline = false, 0
+	h.volume(a.Service).depose()
 	if h.role == cluster.RoleWitness {
 		d = 0
 	}

@@ -233,38 +233,11 @@ func (w *world) revote(h *host, voters []int) {
 	w.propose(h, nil, voters, nil)
 }
 
-// replication stands for the volumes: the active takes silent members out of the in-sync set, and puts those in that are heard.
-func (w *world) replication() {
-	w.after(w.between(300*time.Millisecond, time.Second), w.replication)
-	for _, h := range w.hosts {
-		if !h.up || h.paused {
-			continue
-		}
-		st := h.core.State()
-		for i := range st.Services {
-			s := &st.Services[i]
-			l := &s.Lock
-			if g := h.gate(s.No); !l.Data || !g.open || l.Holder != (lock.Holder{Node: no(h.i), Inc: h.inc}) {
-				continue
-			}
-			for _, n := range l.Eligible.Without(no(h.i)).List() {
-				switch alive := h.core.Alive(n); {
-				case l.InSync.Has(n) && !alive:
-					w.order(h, &state.Command{Degrade: &state.Degrade{Service: s.No, Degrade: lock.Degrade{Epoch: l.Epoch, Gen: l.Gen, Out: cluster.SetOf(n)}}})
-				case !l.InSync.Has(n) && alive && w.chance(2):
-					w.order(h, &state.Command{InSync: &state.InSync{Service: s.No, InSync: lock.InSync{Epoch: l.Epoch, Gen: l.Gen,
-						Node: lock.Holder{Node: n, Inc: st.Group.Admission(n).Inc}}}})
-				}
-			}
-		}
-	}
-}
-
-// force is the operator's way out where no copy of the data is known to be complete: after a power cut of all, or where the only in-sync
-// node was rebooted. Nothing must run then.
+// force is the operator's way out where the active was going on without the witness and has been rebooted: only it may be granted the service, and
+// what it had not fsynced is gone. Nothing must run then.
 func (w *world) force(h *host, s *state.Service) {
 	l := &s.Lock
-	if !l.Data || l.Holder.Node == 0 && l.Epoch != 0 {
+	if !l.Data || !l.Sticky || l.Holder.Node == 0 {
 		return
 	}
 	st := h.core.State()
@@ -274,9 +247,12 @@ func (w *world) force(h *host, s *state.Service) {
 		if l.MayHold(&st.Group, c) == lock.Accepted && (!l.Sticky || n == l.Holder.Node) {
 			return
 		}
-		if w.hosts[n-1].core.Joined() {
+		if w.hosts[n-1].core.Joined() && (to.Node == 0 || l.InSync.Has(n)) {
 			to = c
 		}
+	}
+	if l.AllRebooted(&st.Group) && l.InSync.Has(l.Holder.Node) {
+		return // they say what they have found, and it goes on by itself
 	}
 	for _, x := range w.hosts {
 		for _, g := range x.gates {

@@ -44,6 +44,10 @@ type Result struct {
 	Stickies   int
 	Settles    int
 	Restores   int
+	Acked      int // operations on volumes
+	Lost       int // of these, given up by an operator or by a power loss of all
+	Alones     int // times that an active went on alone
+	Powerless  int // Grants after a power loss of all
 	Simulated  time.Duration
 	Transcript []string
 }
@@ -86,6 +90,9 @@ type world struct {
 	top     map[cluster.ServiceNo]lock.Service // the record after the last first Apply
 	specNo  int
 	specs   specState
+	acks    []*acks
+	present map[cluster.ServiceNo]bool
+	lastOp  uint64
 }
 
 type violation struct{ text string }

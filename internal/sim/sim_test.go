@@ -98,6 +98,10 @@ func TestSimulation(t *testing.T) {
 		sum.Stickies += r.Stickies
 		sum.Settles += r.Settles
 		sum.Restores += r.Restores
+		sum.Acked += r.Acked
+		sum.Lost += r.Lost
+		sum.Alones += r.Alones
+		sum.Powerless += r.Powerless
 		sum.Simulated += r.Simulated
 		sum.Hash ^= r.Hash
 		if r.Err != nil {
@@ -114,9 +118,9 @@ func TestSimulation(t *testing.T) {
 	if ran < n && failed == 0 {
 		t.Logf("this machine is too slow for %d seeds within %v: %d were run", n, patience, ran)
 	}
-	t.Logf("%d seeds, %v simulated in %v: %d events (%.0f/s), %d faults, %d grants, %d moves, %d bumps, %d sticky, %d settled, %d snapshots, hash %016x", ran,
+	t.Logf("%d seeds, %v simulated in %v: %d events (%.0f/s), %d faults, %d grants, %d moves, %d bumps, %d sticky, %d settled, %d snapshots, hash %016x; of data %d acknowledged, %d given up, %d times alone, %d grants after a power loss of all", ran,
 		sum.Simulated.Round(time.Minute), took.Round(time.Millisecond), sum.Events, float64(sum.Events)/took.Seconds(), sum.Faults, sum.Grants, sum.Moves,
-		sum.Bumps, sum.Stickies, sum.Settles, sum.Restores, sum.Hash)
+		sum.Bumps, sum.Stickies, sum.Settles, sum.Restores, sum.Hash, sum.Acked, sum.Lost, sum.Alones, sum.Powerless)
 }
 
 func firstLine(err error) string {
@@ -146,6 +150,31 @@ func TestThePlantedBugsAreCaught(t *testing.T) {
 				defer mu.Unlock()
 				tried++
 				if r.Err != nil && strings.Contains(r.Err.Error(), "I1") && (caught.Err == nil || seed < caught.Seed) {
+					caught = r
+				}
+				return caught.Err != nil
+			})
+			if caught.Err == nil {
+				t.Fatalf("%d seeds did not find it", tried)
+			}
+			t.Logf("seed %d, after %d seeds: %v", caught.Seed, tried, firstLine(caught.Err))
+		})
+	}
+}
+
+// The data path has bugs of its own to find: each must lose an acknowledged operation.
+func TestThePlantedBugsOfTheDataAreCaught(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
+	for _, plant := range DataPlants() {
+		t.Run(plant, func(t *testing.T) {
+			var mu sync.Mutex
+			caught, tried := Result{}, 0
+			each(1, max(2000, seeds(t, 5000)), func(seed uint64) bool {
+				r := Run(Options{Seed: seed, Plant: plant, Calm: time.Millisecond})
+				mu.Lock()
+				defer mu.Unlock()
+				tried++
+				if r.Err != nil && strings.Contains(r.Err.Error(), "I2") && (caught.Err == nil || seed < caught.Seed) {
 					caught = r
 				}
 				return caught.Err != nil
