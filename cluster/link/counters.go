@@ -18,6 +18,8 @@ type Counters struct {
 	SecondRuns         uint64 `json:"second_runs"`
 	Keyings            uint64 `json:"keyings"`
 	LinkDowns          uint64 `json:"link_downs"`
+	HandOvers          uint64 `json:"hand_overs"` // connections given to volume servers
+	HandOversRefused   uint64 `json:"hand_overs_refused"`
 	JoinsRefused       uint64 `json:"joins_refused"`
 	JoinGuesses        uint64 `json:"join_guesses"`
 }
@@ -26,7 +28,7 @@ type Counters struct {
 type counters struct {
 	sent, received, malformed, noKey, forged, replayed, sendErrors       atomic.Uint64
 	handshakes, failed, refused, flooded, secondRuns, keyings, linkDowns atomic.Uint64
-	joinsRefused, joinGuesses                                            atomic.Uint64
+	joinsRefused, joinGuesses, handOvers, handOversRefused               atomic.Uint64
 }
 
 // Counters returns a snapshot.
@@ -38,6 +40,6 @@ func (e *Endpoint) Counters() Counters {
 		SendErrors: c.sendErrors.Load(), Handshakes: c.handshakes.Load(), HandshakesFailed: c.failed.Load(),
 		HandshakesRefused: c.refused.Load(), Flooded: c.flooded.Load(), SecondRuns: c.secondRuns.Load(),
 		Keyings: c.keyings.Load(), LinkDowns: c.linkDowns.Load(), JoinsRefused: c.joinsRefused.Load(),
-		JoinGuesses: c.joinGuesses.Load(),
+		JoinGuesses: c.joinGuesses.Load(), HandOvers: c.handOvers.Load(), HandOversRefused: c.handOversRefused.Load(),
 	}
 }

@@ -50,6 +50,9 @@ func (p *member) preferred() []*path {
 	return paths
 }
 
+// greeting makes a connection of a TCP connection on a path.
+type greeting func(ctx context.Context, raw *net.TCPConn, q *path) (*Conn, error)
+
 type attempt struct {
 	c   *Conn
 	err error
@@ -57,6 +60,13 @@ type attempt struct {
 
 // dial returns a connection that is not registered yet.
 func (p *member) dial(ctx context.Context, ch Channel) (*Conn, error) {
+	return p.dialBy(ctx, ch, func(ctx context.Context, raw *net.TCPConn, q *path) (*Conn, error) {
+		return p.introduce(ctx, raw, ch, q)
+	})
+}
+
+// dialBy connects on the best path; what follows on a TCP connection is done by greet.
+func (p *member) dialBy(ctx context.Context, ch Channel, greet greeting) (*Conn, error) {
 	paths := p.preferred()
 	if len(paths) == 0 {
 		return nil, fmt.Errorf("dial %s for %s: no address of it is known", p.name, ch)
@@ -87,7 +97,7 @@ func (p *member) dial(ctx context.Context, ch Channel) (*Conn, error) {
 			paths = paths[1:]
 			running++
 			go func() {
-				c, err := p.dialPath(ctx, ch, q)
+				c, err := p.dialPath(ctx, greet, q)
 				results <- attempt{c, err}
 			}()
 			next.Reset(stagger)
@@ -107,7 +117,7 @@ func (p *member) dial(ctx context.Context, ch Channel) (*Conn, error) {
 }
 
 // dialPath makes one attempt.
-func (p *member) dialPath(ctx context.Context, ch Channel, q *path) (_ *Conn, err error) {
+func (p *member) dialPath(ctx context.Context, greet greeting, q *path) (_ *Conn, err error) {
 	e := p.m.e
 	ctx, cancel := context.WithTimeout(ctx, e.limits.HandshakeTimeout)
 	defer cancel()
@@ -127,7 +137,7 @@ func (p *member) dialPath(ctx context.Context, ch Channel, q *path) (_ *Conn, er
 	}
 	defer e.untrack(raw)
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
-	c, err := p.introduce(ctx, raw, ch, q)
+	c, err := greet(ctx, raw, q)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}

@@ -89,11 +89,18 @@ func (e *Endpoint) serve(ctx context.Context, raw *net.TCPConn) {
 		return
 	}
 	var m *Mesh
-	tc := tls.Server(&prefixed{Conn: quiet(raw), first: first[:]}, &tls.Config{
+	var service cluster.ServiceNo
+	heard := &overheard{Conn: &prefixed{Conn: quiet(raw), first: first[:]}, limit: maxOverheard}
+	tc := tls.Server(heard, &tls.Config{
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			if m = e.mesh(h.ServerName); m == nil {
 				return nil, fmt.Errorf("no cluster %q here", h.ServerName)
 			}
+			var ok bool
+			if service, ok = heard.handOver(m, h); ok {
+				return nil, errHandedOver
+			}
+			heard.limit, heard.seen = 0, nil
 			if slices.Contains(h.SupportedProtos, string(Join)) && m.joins() != nil {
 				return m.creds.Load().joiners, nil
 			}
@@ -101,6 +108,10 @@ func (e *Endpoint) serve(ctx context.Context, raw *net.TCPConn) {
 		},
 	})
 	if err := tc.HandshakeContext(ctx); err != nil {
+		if heard.gone {
+			kept = e.handTo(m, raw, service, heard.seen) == nil
+			return
+		}
 		e.count.failed.Add(1)
 		e.log.Debug("handshake", "remote", raw.RemoteAddr(), "error", err)
 		return

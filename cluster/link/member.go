@@ -36,12 +36,13 @@ type member struct {
 	rx      []*rxKey        // newest last
 	conns   map[*Conn]struct{}
 	session map[*Conn]struct{} // open lease sessions
+	raws    map[*Raw]struct{}  // dialled for volume servers
 	keying  keyingState
 	removed bool
 }
 
 func newMember(m *Mesh, p Peer) *member {
-	n := &member{m: m, id: p.ID, name: p.Name, role: p.Role, conns: map[*Conn]struct{}{}, session: map[*Conn]struct{}{}}
+	n := &member{m: m, id: p.ID, name: p.Name, role: p.Role, conns: map[*Conn]struct{}{}, session: map[*Conn]struct{}{}, raws: map[*Raw]struct{}{}}
 	n.paths.Store(&[]*path{})
 	n.setAddrs(p.Addrs)
 	return n
@@ -167,6 +168,9 @@ func (p *member) remove() {
 	p.mu.Unlock()
 	for _, c := range drop {
 		c.abort()
+	}
+	for _, r := range p.strandedRaw(func(*Raw) bool { return true }) {
+		r.down()
 	}
 }
 

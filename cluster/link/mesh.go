@@ -30,6 +30,8 @@ type Mesh struct {
 	gossip  atomic.Pointer[func(GossipDatagram)]
 	beat    atomic.Int64 // time.Duration
 
+	handOver atomic.Pointer[func(Raw) error]
+
 	mu        sync.Mutex
 	listeners map[Channel]*listener
 	accepted  map[Channel]int // open connections that others made

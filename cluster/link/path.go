@@ -146,6 +146,10 @@ func (p *member) judge(now cluster.Instant) {
 		p.m.log.Info("closing a connection whose link is down", "peer", p.name, "channel", c.channel, "remote", c.path.remote)
 		c.abort()
 	}
+	for _, r := range p.strandedRaw(func(r *Raw) bool { return r.path.strands(r.born, liveSince, now, after) }) {
+		p.m.log.Info("giving up a connection of a volume whose link is down", "peer", p.name, "service_no", r.Service, "remote", r.path.remote)
+		r.down()
+	}
 }
 
 func (p *member) stranded(liveSince, now cluster.Instant, grace time.Duration) []*Conn {

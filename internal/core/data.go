@@ -25,6 +25,8 @@ const (
 type Facts struct {
 	Service  cluster.ServiceNo
 	Epoch    cluster.Epoch
+	Grant    cluster.Epoch // with which the holder's tenure began: a Bump raises Epoch and leaves it
+	Closed   cluster.Epoch // up to which this member has promised, if that is Epoch or later: it takes nothing of these any more
 	Gen      cluster.Generation
 	Holder   lock.Holder
 	Self     lock.Holder
@@ -46,6 +48,7 @@ func (f *Facts) same(g *Facts) bool {
 type factsKey struct {
 	service          cluster.ServiceNo
 	epoch, forced    cluster.Epoch
+	grant, closed    cluster.Epoch
 	gen, alone       cluster.Generation
 	holder, self     lock.Holder
 	inSync           cluster.MemberSet
@@ -53,7 +56,7 @@ type factsKey struct {
 }
 
 func (f *Facts) key() factsKey {
-	return factsKey{f.Service, f.Epoch, f.Forced, f.Gen, f.Alone, f.Holder, f.Self, f.InSync, f.Sticky, f.HasData, f.Rebooted}
+	return factsKey{f.Service, f.Epoch, f.Forced, f.Grant, f.Closed, f.Gen, f.Alone, f.Holder, f.Self, f.InSync, f.Sticky, f.HasData, f.Rebooted}
 }
 
 // FactsChanged tells the node what the log says of a service's data, at each change.
@@ -149,6 +152,13 @@ func (c *Core) tellFacts(v *service) {
 	d.waits &^= l.InSync
 	f := Facts{Service: v.no, Epoch: l.Epoch, Gen: l.Gen, Holder: l.Holder, Self: c.me(), InSync: l.InSync, Sticky: l.Sticky, Alone: d.alone, HasData: l.Data,
 		Forced: l.Forced, Members: c.runs(l.Eligible)}
+	f.Grant = l.Epoch
+	if d.told.Holder == l.Holder && d.told.Gen == l.Gen && d.told.Epoch != 0 || d.told.Epoch == l.Epoch {
+		f.Grant = d.told.Grant // nothing but Bumps since
+	}
+	if v.voter.Closed >= l.Epoch {
+		f.Closed = v.voter.Closed
+	}
 	f.Rebooted = l.InSync.Has(c.self) && l.MayHold(&c.st.Group, c.me()) == lock.Rebooted
 	if !f.same(&d.told) {
 		d.told = f
@@ -185,6 +195,7 @@ func (c *Core) pushed(v *service, g *Granted) {
 	f.Service, f.Self, f.HasData = v.no, c.me(), true
 	f.Epoch, f.Gen, f.Holder, f.InSync = g.Epoch, g.Gen, g.To, cluster.SetOf(g.To.Node)
 	f.Sticky, f.Alone, f.Rebooted = false, 0, false
+	f.Grant, f.Closed = g.Epoch, 0
 	f.Members = c.runs(s.Lock.Eligible)
 	v.data.told = f
 	v.data.alone, v.data.waits, v.data.entering = 0, 0, 0

@@ -291,6 +291,9 @@ func (c *Core) promise(v *service, e cluster.Epoch) *Promise {
 	if a.Mute {
 		return nil
 	}
+	if a.Yes {
+		c.tellFacts(v)
+	}
 	return &Promise{Service: v.no, Epoch: e, Inc: c.cfg.Inc, Yes: a.Yes, In: a.In, Highest: a.Highest}
 }
 
@@ -304,6 +307,7 @@ func (c *Core) onRelease(from cluster.MemberNo, r *Release) {
 		return // it comes again until the log has moved on
 	}
 	v.voter.Release(r.Epoch)
+	c.tellFacts(v)
 	if _, ok := v.released[r.Epoch]; !ok {
 		v.released[r.Epoch] = *r
 		c.nextPlan = c.now
