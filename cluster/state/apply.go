@@ -25,6 +25,9 @@ func (s *State) Apply(index uint64, c *Command) (Outcome, error) {
 }
 
 func (s *State) dispatch(index uint64, c *Command) (Outcome, bool) {
+	if o, mine := s.contract(index, c); mine {
+		return o, true
+	}
 	switch {
 	case c.Init != nil:
 		return s.init(c.Init), true
@@ -51,8 +54,7 @@ func (s *State) dispatch(index uint64, c *Command) (Outcome, bool) {
 	case c.Settle != nil:
 		return s.settle(c.Settle), true
 	case c.Level != nil:
-		s.FeatureLevel = max(s.FeatureLevel, min(c.Level.Level, FeatureLevel))
-		return Outcome{}, true
+		return s.level(index, c)
 	case c.Event != nil:
 		s.event(index, c, c.Event.Kind, c.Event.Object, c.Event.Severity, c.Event.Text)
 		return Outcome{}, true
@@ -118,8 +120,11 @@ func (s *State) init(c *Init) Outcome {
 	if s.ClusterID != "" {
 		return Outcome{Result: lock.Conflict, Text: "the cluster exists already"}
 	}
-	s.ClusterID, s.Name, s.FeatureLevel = c.ClusterID, c.Name, FeatureLevel
+	s.ClusterID, s.Name, s.FeatureLevel = c.ClusterID, c.Name, max(1, c.Level)
 	s.GossipKeys = []GossipKey{{c.GossipKey}}
+	if c.Restored != nil {
+		return s.restored(c.Restored)
+	}
 	return Outcome{}
 }
 
@@ -218,7 +223,7 @@ func (s *State) join(index uint64, c *Command) Outcome {
 		o.Text = "a newer run of this member was admitted: its state directory was restored from an old copy, or is used twice"
 		return o
 	}
-	m.Version = c.Join.Version
+	m.Version, m.Level = c.Join.Version, c.Join.Level
 	for i := range s.Services {
 		s.Services[i].Lock.FirstBoot(m.No, c.Join.Boot)
 	}

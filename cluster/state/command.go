@@ -41,15 +41,22 @@ type Command struct {
 	Event        *Event        `pb:"29"`
 	Nop          *Nop          `pb:"30"`
 
+	// The commands of level 2: see contract.go.
+	CheckPause *CheckPause `pb:"50"`
+	Approval   *Approval   `pb:"51"`
+	KeyChange  *KeyChange  `pb:"52"`
+
 	Decision *Decision `pb:"40"`
 	Unknown  []byte    `pb:"unknown"`
 }
 
 // Init is the first command of a cluster.
 type Init struct {
-	ClusterID string `pb:"1"`
-	Name      string `pb:"2"`
-	GossipKey []byte `pb:"3"`
+	ClusterID string    `pb:"1"`
+	Name      string    `pb:"2"`
+	GossipKey []byte    `pb:"3"`
+	Level     uint64    `pb:"4"` // the feature level that the cluster begins with; 0: 1
+	Restored  *Restored `pb:"5"` // made anew from a backup
 }
 
 // MemberAdd admits a new member, in exchange for a token (except the first).
@@ -78,6 +85,7 @@ type Join struct {
 	Inc     cluster.Incarnation `pb:"2"`
 	Boot    cluster.BootID      `pb:"3"`
 	Version string              `pb:"4"`
+	Level   uint64              `pb:"20"` // the newest feature level that this run can apply; 0: 1
 }
 
 // SpecApply puts a new spec in force, if Base is the version in force.

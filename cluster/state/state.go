@@ -18,7 +18,7 @@ import (
 )
 
 // FeatureLevel is the newest level of commands that this version can apply.
-const FeatureLevel = 1
+const FeatureLevel = 2
 
 // Bounds of what the state keeps for people to read.
 const (
@@ -70,6 +70,7 @@ type Member struct {
 	Serial  string           `pb:"10"` // of its certificate
 	NoVote  bool             `pb:"11"`
 	Who     string           `pb:"12"` // who drained it
+	Level   uint64           `pb:"20"` // the newest feature level that its present run can apply; 0: 1
 	Unknown []byte           `pb:"unknown"`
 }
 
@@ -90,6 +91,8 @@ type Service struct {
 	Restarts    uint64            `pb:"10"` // orders to restart so far
 	Since       int64             `pb:"11"` // wall clock (ms) of the last Grant
 	LastMove    uint64            `pb:"12"` // decision of the last move
+	Approval    *Approval         `pb:"20"` // the last word of an approver; it counts for its epoch only
+	Paused      []CheckPause      `pb:"21"` // checks that an operator has paused
 	Unknown     []byte            `pb:"unknown"`
 }
 

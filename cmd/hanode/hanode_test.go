@@ -474,7 +474,8 @@ func TestCompletionKnowsServicesAndNodes(t *testing.T) {
 func TestEveryCommandHasJSONAndEveryChangingOneItsFlags(t *testing.T) {
 	root := commands(newWorld(t).env(nil, nil, nil))
 	for _, path := range []string{"switchover", "failover", "failback", "force", "apply", "pause", "resume", "leave", "service start", "service stop", "service restart",
-		"service clear", "member set", "member replace", "member remove", "member drain", "member undrain", "alarm ack", "token create", "leader"} {
+		"service clear", "member set", "member replace", "member remove", "member drain", "member undrain", "alarm ack", "token create", "leader",
+		"check run", "check pause", "check resume", "approve", "decline", "alert test", "key rotate", "upgrade finish"} {
 		cmd, rest, err := root.Find(strings.Fields(path))
 		if err != nil || len(rest) > 0 {
 			t.Errorf("there is no command %s: %v", path, err)
@@ -487,7 +488,8 @@ func TestEveryCommandHasJSONAndEveryChangingOneItsFlags(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"init", "join", "witness join", "witness run", "witness status", "witness list", "witness leave", "run", "spec show", "spec check",
-		"spec fmt", "spec log", "spec diff", "status", "wait", "explain", "events", "alarm list", "demo", "debug bundle", "version", "member list"} {
+		"spec fmt", "spec log", "spec diff", "status", "wait", "explain", "events", "alarm list", "demo", "debug bundle", "version", "member list",
+		"check list", "upgrade status", "backup", "restore", "spec schema", "spec keys"} {
 		if cmd, rest, err := root.Find(strings.Fields(path)); err != nil || len(rest) > 0 || cmd.Short == "" {
 			t.Errorf("there is no command %s: %v", path, err)
 		}

@@ -56,11 +56,11 @@ func commands(e *env) *cobra.Command {
 		id, title string
 		cmds      []*cobra.Command
 	}{
-		{"look", "See what is:", []*cobra.Command{statusCmd(e), explainCmd(e), eventsCmd(e), alarmCmd(e), waitCmd(e), leaderCmd(e)}},
-		{"move", "Move services:", []*cobra.Command{switchoverCmd(e), failoverCmd(e), failbackCmd(e), forceCmd(e)}},
+		{"look", "See what is:", []*cobra.Command{statusCmd(e), explainCmd(e), eventsCmd(e), alarmCmd(e), checkCmd(e), waitCmd(e), leaderCmd(e)}},
+		{"move", "Move services:", []*cobra.Command{switchoverCmd(e), failoverCmd(e), failbackCmd(e), approveCmd(e), declineCmd(e), forceCmd(e)}},
 		{"services", "Order services:", []*cobra.Command{serviceCmd(e), pauseCmd(e), resumeCmd(e), specCmd(e), applyCmd(e)}},
 		{"members", "Members:", []*cobra.Command{initCmd(e), tokenCmd(e), joinCmd(e), memberCmd(e), leaveCmd(e), witnessCmd(e)}},
-		{"rest", "The rest:", []*cobra.Command{runCmd(e), demoCmd(e), debugCmd(e), versionCmd(e)}},
+		{"rest", "The rest:", []*cobra.Command{runCmd(e), upgradeCmd(e), backupCmd(e), restoreCmd(e), keyCmd(e), alertCmd(e), demoCmd(e), debugCmd(e), versionCmd(e), manCmd(e)}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, c := range g.cmds {

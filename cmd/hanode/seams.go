@@ -21,15 +21,19 @@ import (
 // seams is what the commands call that is not on the daemon's socket. wire fills it: the one place where the commands
 // meet the rooms that carry them out. A nil function says that this build cannot do it.
 type seams struct {
-	initNode func(context.Context, api.InitOptions, api.Progress) (*api.InitResult, error)
-	joinNode func(context.Context, api.JoinOptions, api.Progress) (*api.JoinResult, error)
-	runNode  func(context.Context, api.RunOptions) error
+	initNode    func(context.Context, api.InitOptions, api.Progress) (*api.InitResult, error)
+	joinNode    func(context.Context, api.JoinOptions, api.Progress) (*api.JoinResult, error)
+	runNode     func(context.Context, api.RunOptions) error
+	restoreNode func(context.Context, api.RestoreOptions, api.Progress) (*api.RestoreResult, error)
 	// wipe waits until the daemon of this data directory has ended, and empties it.
 	wipe func(ctx context.Context, dataDir string) error
 
 	// checkSpec finds what is wrong with a spec without asking any member; formatSpec writes it as it should look.
 	checkSpec  func(file string, text []byte) []api.Diagnostic
 	formatSpec func(file string, text []byte) ([]byte, []api.Diagnostic)
+	// specSchema is the language of the spec as a JSON schema; specHelp describes it, or one block of it, for people.
+	specSchema func() []byte
+	specHelp   func(block string) string
 
 	// demo takes the arguments after "demo"; results on stdout, progress on stderr.
 	demo func(ctx context.Context, args []string, stdout, stderr io.Writer) error
@@ -46,7 +50,7 @@ type seams struct {
 
 func wire() seams {
 	return seams{
-		initNode: node.Init, joinNode: node.Join, runNode: node.Run, wipe: node.Wipe, checkSpec: checkSpec, formatSpec: formatSpec, demo: runDemo,
+		initNode: node.Init, joinNode: node.Join, runNode: node.Run, restoreNode: node.Restore, wipe: node.Wipe, checkSpec: checkSpec, formatSpec: formatSpec, specSchema: spec.Schema, specHelp: spec.Help, demo: runDemo,
 		execChild: func(args []string) int { return status(supervise.ExecChild(args)) },
 		guard:     func([]string) int { return status(guard.Main()) },
 		demoMain: func(args []string) int {

@@ -16,7 +16,7 @@ import (
 )
 
 func specCmd(e *env) *cobra.Command {
-	return cli.Group("spec", "show, check, format and compare the spec", specShowCmd(e), specCheckCmd(e), specFmtCmd(e), specLogCmd(e), specDiffCmd(e))
+	return cli.Group("spec", "show, check, format, compare and describe the spec", specShowCmd(e), specCheckCmd(e), specFmtCmd(e), specLogCmd(e), specDiffCmd(e), specSchemaCmd(e), specHelpCmd(e))
 }
 
 func specShowCmd(e *env) *cobra.Command {
@@ -215,6 +215,40 @@ func runSpecDiff(ctx context.Context, e *env, arg string) error {
 		_, _ = w.Write(buf.Bytes())
 		e.Next("hanode spec log")
 	})
+}
+
+func specSchemaCmd(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "print the language of the spec as a JSON schema, for editors",
+		Args:  cli.Args(),
+		RunE: cli.Run(func(context.Context, []string) error {
+			if e.specSchema == nil {
+				return unwired("print the schema")
+			}
+			_, err := e.Stdout.Write(e.specSchema())
+			return err
+		}),
+	}
+}
+
+func specHelpCmd(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "keys [BLOCK]",
+		Short:   "describe every key of the spec, or those of one block",
+		Example: "  hanode spec keys check",
+		Args:    atMostOne("BLOCK"),
+		RunE: cli.Run(func(_ context.Context, args []string) error {
+			if e.specHelp == nil {
+				return unwired("describe the spec")
+			}
+			text := e.specHelp(optional(args))
+			if text == "" {
+				return &api.Error{Code: api.CodeNotFound, What: "the spec has no block " + optional(args), Do: "hanode spec keys lists all"}
+			}
+			return e.Print(map[string]any{"text": text}, func(w io.Writer) { io.WriteString(w, text) })
+		}),
+	}
 }
 
 func unwired(what string) error {

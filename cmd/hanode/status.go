@@ -22,6 +22,7 @@ type statusOptions struct {
 	watch   bool
 	local   bool
 	every   time.Duration
+	nagios  bool
 	timeout time.Duration
 	data    string
 }
@@ -38,6 +39,7 @@ daemon too: then it shows the last known state with its age, and what is awaited
 	}
 	cmd.Flags().BoolVar(&o.watch, "watch", false, "again and again, until interrupted")
 	cmd.Flags().BoolVar(&o.local, "local", false, "only what this node knows by itself")
+	cmd.Flags().BoolVar(&o.nagios, "nagios", false, "one line and the exit status for monitoring plug-ins: 0 OK, 1 WARNING, 2 CRITICAL")
 	cmd.Flags().DurationVar(&o.every, "every", time.Second, "with --watch: how often")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Second, "take the daemon for dead after this time")
 	cmd.Flags().StringVar(&o.data, "data", dataDir, "state directory, for the last known state")
@@ -47,6 +49,12 @@ daemon too: then it shows the last known state with its age, and what is awaited
 func runStatus(ctx context.Context, e *env, o statusOptions) error {
 	b, hangUp := e.daemon()
 	defer hangUp()
+	if o.nagios && o.watch {
+		return api.Errorf(api.CodeUsage, "--nagios and --watch: choose one")
+	}
+	if o.nagios {
+		return nagios(ctx, e, b, o)
+	}
 	if !o.watch {
 		return statusOnce(ctx, e, b, o)
 	}
@@ -133,4 +141,24 @@ func whyNoState(cause, err error, o statusOptions) error {
 	}
 	e.Why += "; " + err.Error()
 	return &e
+}
+
+// nagios prints one line whatever happens: a plug-in that says nothing is taken for well by some.
+func nagios(ctx context.Context, e *env, b api.Backend, o statusOptions) error {
+	ask, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	s, err := b.Status(ask, api.StatusQuery{Local: o.local})
+	if err != nil {
+		cause := api.AsError(err)
+		if s, err = api.LoadLastStatus(o.data, e.Now()); err != nil {
+			fmt.Fprintf(e.Stdout, "HANODE CRITICAL - %s\n", cause.What)
+			return &cli.Quiet{Status: 2}
+		}
+	}
+	line, code := ui.Nagios(s)
+	fmt.Fprintln(e.Stdout, line)
+	if code == 0 {
+		return nil
+	}
+	return &cli.Quiet{Status: code}
 }

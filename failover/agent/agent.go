@@ -60,6 +60,8 @@ type Deps struct {
 	Role func() string          // "active" or "standby"; a check runs only where its `from` names the role. Must not block
 	Life func() uint64          // changes whenever the service starts anew (epoch, restart): judges start anew then. Must not block
 
+	Paused func(check string) bool // an operator has paused it: it is not run. nil: none is. Must not block
+
 	Self  string        // path of our own binary for the exec step; "": /proc/self/exe
 	Group *cgroup.Group // of the service, for exec checks; nil: they are killed by process group only
 	Env   []string      // added to the environment of exec checks, such as HANODE_SERVICE=db
@@ -74,6 +76,9 @@ func (d Deps) filled() Deps {
 	}
 	if d.Role == nil {
 		d.Role = func() string { return "active" }
+	}
+	if d.Paused == nil {
+		d.Paused = func(string) bool { return false }
 	}
 	if d.Life == nil {
 		d.Life = func() uint64 { return 0 }
@@ -134,16 +139,19 @@ func watch(ctx context.Context, d *Deps, loops []*loop) {
 	defer look.Stop()
 	var role string
 	var life uint64
+	paused := make([]bool, len(loops))
 	for {
-		if r, n := d.Role(), d.Life(); r != role || n != life {
-			role, life = r, n
-			for _, l := range loops {
+		r, n := d.Role(), d.Life()
+		for i, l := range loops {
+			if p := d.Paused(l.spec.Name); r != role || n != life || p != paused[i] {
+				paused[i] = p
 				select {
 				case l.look <- struct{}{}:
 				default:
 				}
 			}
 		}
+		role, life = r, n
 		select {
 		case <-ctx.Done():
 			return

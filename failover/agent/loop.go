@@ -26,7 +26,8 @@ type loop struct {
 
 	role   string
 	life   uint64
-	here   bool            // the check runs in this role
+	paused bool
+	here   bool            // the check runs in this role, and is not paused
 	began  cluster.Instant // of this role and life
 	next   cluster.Instant // when the next run is due
 	grid   cluster.Instant // a past due time, from which the next ones are counted
@@ -70,14 +71,17 @@ func (l *loop) run(ctx context.Context) {
 	}
 }
 
-// moved says that role or life are others than those of the judge.
-func (l *loop) moved() bool { return l.role != l.d.Role() || l.life != l.d.Life() }
+// moved says that role or life are others than those of the judge, or that the check was paused or is run again.
+func (l *loop) moved() bool {
+	return l.role != l.d.Role() || l.life != l.d.Life() || l.paused != l.d.Paused(l.spec.Name)
+}
 
 // begin starts a new role or life.
 func (l *loop) begin() {
 	now := l.d.Now()
 	l.role, l.life = l.d.Role(), l.d.Life()
-	l.here = slices.Contains(l.spec.From, l.role)
+	l.paused = l.d.Paused(l.spec.Name)
+	l.here = slices.Contains(l.spec.From, l.role) && !l.paused
 	l.began, l.next, l.grid = now, now, now
 	if l.judge.Reset(now) {
 		l.changed()

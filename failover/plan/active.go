@@ -30,7 +30,7 @@ func (v *View) Leave(s *Service, a Active) (to *Member, kind, why string) {
 	switch {
 	case self == nil || s.Paused || s.Lock.Held || s.Spec == nil:
 		return nil, "", ""
-	case a.GaveUp != "" && s.Spec.Failover != "manual":
+	case a.GaveUp != "" && v.asks(s) == "":
 		if v.Damping > 0 && s.Moves >= v.Damping {
 			return nil, "", ""
 		}
@@ -177,6 +177,9 @@ func (v *View) Outlook(s *Service) Outlook {
 	switch {
 	case s.Lock.Held:
 		o.Text = "held: " + s.HeldWhy
+	case best != nil && len(s.Spec.Approvers) > 0 && !s.Paused && s.Spec.Failover != "manual":
+		o.Text = best.Name + ", after approval"
+		o.Reasons = append(o.Reasons, "approval-needed")
 	case best != nil && (s.Paused || s.Spec.Failover == "manual"):
 		o.Text = best.Name + ", by your order"
 		if !s.Paused {

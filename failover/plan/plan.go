@@ -57,6 +57,8 @@ type Service struct {
 	Lag       map[cluster.MemberNo]int64 // bytes that each other copy of the data lacks, on the active
 	PowerLost bool                       // every copy that was in sync was rebooted: the one that has found most durable goes on
 	Durable   []lock.Durable             // what they have found
+	Approved  bool                       // an approver agreed to the failover from this epoch
+	Approver  string                     // who said so, or declined it; "": nobody has said anything
 }
 
 // View is one moment, as the member that decides sees it.
@@ -128,16 +130,19 @@ func (v *View) Decide(s *Service) Verdict {
 	switch {
 	case s.Lock.Held:
 		return Verdict{Sentence: "held: " + s.HeldWhy}
-	case s.Paused && h.Node != 0 && !planned:
+	case s.Paused && h.Node != 0 && !planned && !s.Approved:
 		return Verdict{Sentence: "automatic actions are paused"}
-	case s.Spec.Failover == "manual" && h.Node != 0 && !planned:
-		return Verdict{Sentence: "the spec says failover = manual: hanode failover " + s.Name}
+	case h.Node != 0 && !planned && v.asks(s) != "" && !v.mayReturn(s):
+		return Verdict{Sentence: v.asks(s)}
 	}
-	automatic := h.Node != 0 && !(planned && s.By != "policy")
+	automatic := h.Node != 0 && !(planned && s.By != "policy") && !s.Approved
 	if automatic && v.Damping > 0 && s.Moves >= v.Damping {
 		return Verdict{Hold: true, Sentence: fmt.Sprintf("%d automatic failovers of late: held until hanode service clear %s", s.Moves, s.Name)}
 	}
 	to, whyNot := v.choose(s)
+	if h.Node != 0 && !planned && v.asks(s) != "" {
+		to, whyNot, automatic = v.Member(h.Node), nil, false
+	}
 	if to == nil {
 		return Verdict{WhyNot: whyNot, Sentence: "nobody can take it: " + strings.Join(whyNot, "; ")}
 	}
@@ -152,6 +157,10 @@ func (v *View) Decide(s *Service) Verdict {
 	v.tell(&out, s, holder, to)
 	if s.Released && s.By != "" {
 		out.By = s.By
+	}
+	if s.Approved && to.No != h.Node {
+		out.By = s.Approver
+		out.Sentence += "; " + s.Approver + " agreed to it"
 	}
 	return out
 }

@@ -126,6 +126,32 @@ func TestDecideInTheSituationsOfTheProtocol(t *testing.T) {
 		}, b, "switchover", false, cluster.SetOf(a, b, w), "gave it up"},
 		{"paused", w, func(v *View, s *Service) { v.silent(a); s.Paused = true }, 0, "", false, 0, "automatic actions are paused"},
 		{"manual", w, func(v *View, s *Service) { v.silent(a); s.Spec.Failover = "manual" }, 0, "", false, 0, "failover = manual"},
+		{"manual, and the active comes back", w, func(v *View, s *Service) {
+			s.Spec.Failover = "manual"
+			v.Member(a).Inc, v.Group.Admitted[a].Inc = 2, 2
+			s.Reports[a] = Report{Ready: true}
+		}, a, "return", false, cluster.SetOf(a, b, w), "a is active again"},
+		{"manual, ordered although the active is lost", w, func(v *View, s *Service) {
+			v.silent(a)
+			delete(s.Reports, a)
+			s.Spec.Failover, s.Approved, s.Approver = "manual", true, "tom"
+		}, b, "failover", false, cluster.SetOf(b, w), "heard by nobody for 1s; tom agreed to it"},
+		{"paused, ordered although the active is lost", w, func(v *View, s *Service) {
+			v.silent(a)
+			delete(s.Reports, a)
+			s.Paused, s.Approved, s.Approver = true, true, "tom"
+		}, b, "failover", false, cluster.SetOf(b, w), "tom agreed to it"},
+		{"approvers are asked", w, func(v *View, s *Service) { v.silent(a); s.Spec.Approvers = []string{"ann", "tom"} }, 0, "", false, 0, "waits for the word of ann or tom: hanode approve web"},
+		{"an approver declined", w, func(v *View, s *Service) { v.silent(a); s.Spec.Approvers = []string{"ann"}; s.Approver = "ann" }, 0, "", false, 0, "declined by ann"},
+		{"an approver agreed", w, func(v *View, s *Service) {
+			v.silent(a)
+			s.Spec.Approvers, s.Approved, s.Approver = []string{"ann"}, true, "ann"
+		}, b, "failover", false, cluster.SetOf(b, w), "ann agreed to it"},
+		{"an approval promotes nobody who may not hold it", w, func(v *View, s *Service) {
+			v.silent(a)
+			s.Lock.Data, s.Lock.InSync = true, cluster.SetOf(a)
+			s.Spec.Approvers, s.Approved, s.Approver = []string{"ann"}, true, "ann"
+		}, 0, "", false, 0, "b is not in sync"},
 		{"stopped", w, func(v *View, s *Service) { v.silent(a); s.Stopped = true }, 0, "", false, 0, "stopped by order"},
 		{"the standby is drained", w, func(v *View, s *Service) { v.silent(a); v.Member(b).Drained = true }, 0, "", false, 0, "b is drained"},
 	}

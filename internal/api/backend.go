@@ -16,6 +16,7 @@ type Backend interface {
 	Moves
 	Services
 	Membership
+	Upkeep
 	Internal
 }
 

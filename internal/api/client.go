@@ -231,7 +231,11 @@ func (c *Client) Leader(ctx context.Context) (*Leadership, error) {
 }
 
 func (c *Client) DebugBundle(ctx context.Context, w io.Writer) error {
-	resp, err := c.do(ctx, http.MethodGet, pathBundle, nil)
+	return c.download(ctx, pathBundle, w)
+}
+
+func (c *Client) download(ctx context.Context, path string, w io.Writer) error {
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}

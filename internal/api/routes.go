@@ -87,7 +87,7 @@ func (s *Server) routes() http.Handler {
 		}
 		return b.Spec(ctx, v)
 	})
-	mux.HandleFunc("GET "+pathBundle, s.bundle)
+	mux.HandleFunc("GET "+pathBundle, func(w http.ResponseWriter, r *http.Request) { s.archive(w, r, "debug bundle", b.DebugBundle) })
 
 	post(mux, pathEvents, func(ctx context.Context, q *EventQuery, w *stream) (any, error) {
 		return struct{}{}, b.Events(ctx, *q, func(e Event) error { return w.line(frame{Event: &e}) })
@@ -110,6 +110,7 @@ func (s *Server) routes() http.Handler {
 	order(mux, pathTransfer, b.TransferLeader)
 	order(mux, pathLeave, b.Leave)
 	order(mux, pathToken, func(ctx context.Context, r TokenRequest, _ Progress) (*Token, error) { return b.TokenCreate(ctx, r) })
+	s.routeUpkeep(mux)
 	s.routeInternal(mux)
 	if s.cfg.Metrics != nil {
 		mux.Handle("GET /metrics", s.cfg.Metrics)
@@ -289,17 +290,16 @@ func (s *stream) end(v any, err error) {
 	_ = s.line(frame{Error: withExit(AsError(err))})
 }
 
-// bundle streams the debug bundle. An error on the way cuts the stream, so that the client does not take half of it for
-// the whole.
-func (s *Server) bundle(w http.ResponseWriter, r *http.Request) {
+// archive streams a file. An error on the way cuts the stream, so that the client does not take half of it for the whole.
+func (s *Server) archive(w http.ResponseWriter, r *http.Request, what string, write func(context.Context, io.Writer) error) {
 	w.Header().Set("Content-Type", "application/gzip")
 	out := &begun{Writer: w}
-	if err := s.cfg.Backend.DebugBundle(r.Context(), out); err != nil {
+	if err := write(r.Context(), out); err != nil {
 		if !out.any {
 			refuse(w, AsError(err))
 			return
 		}
-		s.cfg.Log.Warn("debug bundle cut off", "why", err)
+		s.cfg.Log.Warn(what+" cut off", "why", err)
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -99,3 +99,18 @@ type WitnessLeave struct {
 	Reason  string
 	Who     string
 }
+
+// RestoreOptions makes a cluster anew from a backup, with this machine as its first member.
+type RestoreOptions struct {
+	InitOptions
+	File string
+}
+
+// RestoreResult is what restore made.
+type RestoreResult struct {
+	InitResult
+	From        string       `json:"from_cluster_id"`
+	BackupAt    Time         `json:"backup_at"` // the newest entry of the log that the backup holds
+	SpecVersion uint64       `json:"spec_version"`
+	Stopped     List[string] `json:"stopped"` // services that wait for service start
+}

@@ -38,7 +38,7 @@ func newBench(t *testing.T, self cluster.MemberNo) *bench {
 	}
 	k := &bench{t: t, now: 1000 * ms}
 	k.c = New(Config{ID: id(self), Role: role, Inc: 1}, k.now, new(state.State))
-	k.apply(&state.Command{Init: &state.Init{ClusterID: "c"}})
+	k.apply(&state.Command{Init: &state.Init{ClusterID: "c", Level: state.FeatureLevel}})
 	var servers []string
 	for i, name := range []string{"a", "b", "w"} {
 		m := state.Member{ID: id(cluster.MemberNo(i + 1)), Name: name, Role: cluster.RoleNode}
@@ -344,4 +344,31 @@ func TestStickyEndsAlthoughTheSpecForbidsItNow(t *testing.T) {
 		k.now += 50 * ms
 	}
 	t.Error("the witness is back for two seconds and the service is still sticky")
+}
+
+func TestALeaseIsRenewedAtItsOwnPaceAfterTheProfileHasBecomeSlower(t *testing.T) {
+	k := serve(t)
+	spec := *k.c.State().Compiled()
+	spec.Profile = "wan"
+	compiled, err := spec.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: compiled}})
+	began := k.now
+	var asked []cluster.Instant // each is answered 10 ms later
+	for ; k.now < began+3000*ms; k.now += 10 * ms {
+		var acts []Action
+		for _, at := range asked {
+			acts = append(acts, k.hear(w, &Ack{Inc: 1, Sent: at, VoterInc: 1, Leases: []Lease{{Service: 1, Epoch: 1, TTL: 250 * time.Millisecond}}})...)
+		}
+		acts = append(acts, k.step(Tick{})...)
+		if c := find[Close](acts); c != nil {
+			t.Fatalf("%v after the change: %s", time.Duration(k.now-began), c.Why)
+		}
+		asked = asked[:0]
+		for _, r := range sent[*Renew](acts) {
+			asked = append(asked, r.Sent)
+		}
+	}
 }

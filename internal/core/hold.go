@@ -48,8 +48,20 @@ func (c *Core) extend(v *service) {
 	v.deadline = d
 }
 
-// renewEvery is the time between two renewals.
-func (c *Core) renewEvery() time.Duration { return c.st.Timing().Renew }
+// renewPart is how many renewals there are at least in a lease, whatever profile it was given under.
+const renewPart = 5
+
+// renewEvery is the time between two renewals. A lease keeps the time that it was given with (rule V6): when the profile becomes a slower one, those
+// that are held from before are renewed at their own pace until the next Grant.
+func (c *Core) renewEvery() time.Duration {
+	every := c.st.Timing().Renew
+	for _, v := range c.svcs {
+		if v.holder.Renews() && v.holder.TTL > 0 {
+			every = min(every, v.holder.TTL/renewPart)
+		}
+	}
+	return every
+}
 
 // renew asks the voters to extend all leases held here.
 func (c *Core) renew() {

@@ -51,6 +51,7 @@ func (c *Core) facts(v *service) *plan.Service {
 	clear(out.Reports)
 	*out = plan.Service{No: s.No, Name: s.Name, Spec: c.spec(v), Lock: &s.Lock, Stopped: s.Stopped, Paused: s.PausedUntil > c.wall,
 		HeldWhy: s.HeldWhy, Reports: out.Reports}
+	out.Approved, out.Approver = s.Approved()
 	within := 10 * time.Minute
 	if all := c.st.Compiled(); all != nil {
 		within = all.FailoversWithin

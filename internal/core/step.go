@@ -138,7 +138,7 @@ func (c *Core) join() {
 	}
 	c.joining = true
 	c.nextJoin = c.now.Add(200 * time.Millisecond)
-	c.propose(&state.Command{Join: &state.Join{ID: c.cfg.ID, Inc: c.cfg.Inc, Boot: c.cfg.Boot, Version: c.cfg.Version}},
+	c.propose(&state.Command{Join: &state.Join{ID: c.cfg.ID, Inc: c.cfg.Inc, Boot: c.cfg.Boot, Version: c.cfg.Version, Level: state.FeatureLevel}},
 		func(c *Core, o state.Outcome, err error) {
 			c.joining = false
 			m := c.st.MemberByID(c.cfg.ID)

@@ -139,8 +139,11 @@ func keysOf(st *state.State) [][]byte {
 	return out
 }
 
-// keysEvery is how often the ring is compared with the log: rotation is a matter of minutes.
-const keysEvery = 10 * time.Second
+// keysEvery is how often the ring is compared with the log.
+const keysEvery = 2 * time.Second
+
+// KeysFollow is how long to wait between two steps of a change of keys: every member that follows the log has then taken the first one.
+const KeysFollow = 2*keysEvery + time.Second
 
 // followKeys makes the ring what the log says: new keys are added before the first one encrypts, and old ones dropped after.
 func (h *health) followKeys(ctx context.Context, g *gossip.Gossip, have [][]byte) {

@@ -200,13 +200,21 @@ func finishJoin(o JoinOptions, sub pki.Subject, key cryptoSigner, a link.JoinAns
 // found makes the first commands of a new cluster, once, on its first member.
 func (m *Member) found(ctx context.Context) error {
 	addrs := m.ident.Advertise
-	o, err := m.Commit(ctx, &state.Command{Who: "init", Init: &state.Init{ClusterID: m.ident.ClusterID, Name: m.ident.Cluster, GossipKey: newGossipKey()}})
+	from, err := m.restored()
+	if err != nil {
+		return fmt.Errorf("what is to be taken over from the backup: %w", err)
+	}
+	o, err := m.Commit(ctx, &state.Command{Who: "init", Init: &state.Init{ClusterID: m.ident.ClusterID, Name: m.ident.Cluster, GossipKey: newGossipKey(), Level: state.FeatureLevel, Restored: from}})
 	if err != nil || o.Err() != nil {
 		return errors.Join(err, o.Err())
 	}
 	o, err = m.Commit(ctx, &state.Command{Who: "init", MemberAdd: &state.MemberAdd{Member: state.Member{ID: m.id, Name: m.ident.Name, Role: cluster.RoleNode,
 		Site: m.ident.Site, Addrs: addrs, Version: m.cfg.Version, Serial: pki.Serial(m.cfg.Dir.PKI.Cert)}}})
-	return errors.Join(err, o.Err())
+	if err := errors.Join(err, o.Err()); err != nil {
+		return err
+	}
+	m.founded()
+	return nil
 }
 
 // MakeToken invites one new member.

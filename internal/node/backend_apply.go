@@ -24,7 +24,7 @@ var limits = func() []spec.Limit {
 	const later = "leave it out: this version does not run it yet"
 	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "hook", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
 		{Block: "service", Key: "run", Value: "everywhere", Why: later}, {Block: "service", Key: "fence", Why: later}}
-	for _, key := range []string{"requires", "apart", "approvers", "site_failover", "max_loss"} {
+	for _, key := range []string{"requires", "apart", "site_failover", "max_loss"} {
 		l = append(l, spec.Limit{Block: "service", Key: key, Why: later})
 	}
 	for _, key := range []string{"systemd", "ocf"} {

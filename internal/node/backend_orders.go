@@ -242,6 +242,12 @@ func (b backend) Switchover(ctx context.Context, r api.MoveRequest, p api.Progre
 
 // Failover never loses: a clean move where the active can be asked; otherwise the group takes over by itself within the in-sync set.
 func (b backend) Failover(ctx context.Context, r api.MoveRequest, p api.Progress) (*api.Outcome, error) {
+	if err := b.rests(r.Order); err != nil {
+		return nil, err
+	}
+	if out, lost, err := b.failoverLost(ctx, r, p); err != nil || lost {
+		return out, err
+	}
 	return b.move(ctx, "failover", r, p)
 }
 

@@ -47,7 +47,7 @@ func (s *service) judge(news string) {
 	for k, v := range s.checks {
 		all[k] = v
 	}
-	specs, healthy := s.spec.Checks, s.spec.Healthy
+	specs, healthy := s.unpaused(), s.spec.Healthy
 	ready := agent.Ready(all, specs, healthy, s.role())
 	failed, why := agent.Failed(all, specs, healthy, s.role())
 	judging := s.readyAt != 0 || s.pastStart()
@@ -116,7 +116,15 @@ func (s *service) checkStates(from string) []api.Check {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []api.Check
+	for i := range s.spec.Checks {
+		if name := s.spec.Checks[i].Name; s.checkPaused(name) {
+			out = append(out, api.Check{Name: name, State: "paused", Output: "not run, by order of an operator", From: from})
+		}
+	}
 	for _, c := range s.checks {
+		if s.checkPaused(c.Name) {
+			continue
+		}
 		out = append(out, api.Check{Name: c.Name, State: string(c.State), Output: c.Output, TookMs: api.Ms(c.Took), From: from})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })

@@ -145,6 +145,9 @@ func (n *Node) Applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if a := cmd.AckAlarm; a != nil && o.Err() == nil {
 		n.alerts.Ack(a.Code, a.Object)
 	}
+	if cmd.CheckPause != nil {
+		n.specChanged()
+	}
 	n.noteMove(cmd, o)
 	n.news.applied(index)
 	if cmd.Grant != nil {

@@ -90,7 +90,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.news.init()
 	n.orders.init()
-	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert})
+	n.alerts = notify.New(notify.Config{Now: rt.Now, Log: cfg.Log, Exec: runAlert, Broken: n.alertBroken})
 	if n.dir, err = member.OpenDir(cfg.DataDir); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/cluster/lease"
+	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
 	"github.com/hanode/hanode/internal/core"
@@ -34,7 +35,7 @@ func (n *Node) reconcile(ctx context.Context) error {
 			for i := range st.Services {
 				s := &st.Services[i]
 				if spec := st.Compiled().Service(s.Name); spec != nil && (s.Lock.Eligible.Has(c.Self()) || c.Holds(s.No)) {
-					want = append(want, wanted{s.No, *spec})
+					want = append(want, wanted{s.No, *spec, s.Paused})
 				}
 			}
 		})
@@ -53,8 +54,9 @@ func (n *Node) reconcile(ctx context.Context) error {
 }
 
 type wanted struct {
-	no   cluster.ServiceNo
-	spec cluster.ServiceSpec
+	no     cluster.ServiceNo
+	spec   cluster.ServiceSpec
+	paused []state.CheckPause
 }
 
 // apply stops what is no longer wanted or has changed, declares all addresses, and starts what is new.
@@ -73,6 +75,11 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 			keep[w.no] = true
 		default:
 			fresh = append(fresh, w)
+		}
+	}
+	for _, w := range want {
+		if s := n.byNo(w.no); s != nil && keep[w.no] {
+			s.setPaused(w.paused)
 		}
 	}
 	for _, s := range n.list() {
@@ -128,6 +135,7 @@ func (n *Node) startService(w wanted) error {
 	spec := w.spec
 	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), w: n.world()}
 	s.addrs = s.vipAddrs()
+	s.setPaused(w.paused)
 	var err error
 	if s.page, err = page.Create(spec.Name); err != nil {
 		return err
@@ -233,7 +241,7 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 		s.keepJudging(ctx)
 	}()
 	defer func() { <-judging }()
-	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Group: s.group,
+	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Paused: s.checkPaused, Group: s.group,
 		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {
 		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")

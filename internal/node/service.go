@@ -74,6 +74,8 @@ type service struct {
 	restarted atomic.Uint64
 	life      atomic.Uint64 // counts the starts of the processes, for the checks
 
+	paused atomic.Pointer[[]state.CheckPause]
+
 	telling  sync.Mutex
 	mu       sync.Mutex
 	health   healthState

@@ -101,3 +101,21 @@ func (n *Node) saveStatus(ctx context.Context) error {
 		}
 	}
 }
+
+// Restore makes a cluster anew from a backup, for the command of that name.
+func Restore(_ context.Context, o api.RestoreOptions, _ api.Progress) (*api.RestoreResult, error) {
+	id, from, err := member.Restore(member.RestoreOptions{File: o.File, InitOptions: member.InitOptions{Dir: o.DataDir, Name: o.Name, Site: orDefault(o.Site, "default"), Advertise: o.Advertise, Links: o.Links}})
+	if err != nil {
+		return nil, api.Errorf(api.CodeRefused, "%v", err)
+	}
+	fp, err := member.Fingerprint(o.DataDir)
+	if err != nil {
+		return nil, api.Errorf(api.CodeFailed, "%v", err)
+	}
+	out := &api.RestoreResult{InitResult: api.InitResult{Name: id.Name, NodeID: id.NodeID, Cluster: id.Cluster, ClusterID: id.ClusterID, Fingerprint: fp, Advertise: id.Advertise[0], DataDir: o.DataDir},
+		From: from.From, SpecVersion: from.Spec.N, BackupAt: stamp(from.LogTime)}
+	for _, s := range from.Services {
+		out.Stopped = append(out.Stopped, s.Name)
+	}
+	return out, nil
+}

@@ -31,7 +31,7 @@ func (w *world) build() {
 		w.hosts = append(w.hosts, h)
 	}
 	w.growLinks()
-	w.enter(&state.Command{Init: &state.Init{ClusterID: "5e", Name: "sim"}})
+	w.enter(&state.Command{Init: &state.Init{ClusterID: "5e", Name: "sim", Level: state.FeatureLevel}})
 	w.enter(&state.Command{MemberAdd: &state.MemberAdd{Member: w.hosts[0].member()}}) // the founder needs no token
 	for i, h := range w.hosts[1:] {
 		hash := []byte{byte(i)}

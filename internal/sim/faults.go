@@ -312,6 +312,9 @@ func (w *world) mend() {
 		if s.Lock.Held || len(s.Moves) > 0 {
 			want("clear")
 		}
+		if yes, who := s.Approved(); who != "" && !yes {
+			w.order(h, &state.Command{Who: "operator", Approval: &state.Approval{Service: s.Name, Epoch: s.Lock.Epoch, Yes: true, Who: "operator"}})
+		}
 		w.force(h, s)
 	}
 	for i := range st.Members {

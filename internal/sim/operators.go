@@ -56,6 +56,8 @@ func (w *world) operator() {
 		w.after(w.between(time.Second, 3*time.Second), func() { w.again(s.Name, "clear") })
 	case 7:
 		want("clear", 0)
+		// A word on the loss of the active, whether it is lost or not: it may hasten a takeover, and must never make one unsafe.
+		w.order(h, &state.Command{Who: "operator", Approval: &state.Approval{Service: s.Name, Epoch: s.Lock.Epoch, Yes: s.Lock.Epoch%3 != 0, Who: "operator"}})
 	case 8:
 		m := w.hosts[w.rng.IntN(2)]
 		w.log(h, "OPERATOR: drain %s", m.name)
