@@ -30,6 +30,7 @@ type platter struct {
 	took              [maxNo + 1][maxOps]uint8 // in which epoch a member accepted an operation
 	inSync            [4]uint8                 // an InSync on its way: epoch, generation, member, run
 	degrade           [3]uint8                 // a Degrade on its way
+	told              [maxNo + 1]uint8         // sync-on-fsync: what the active knows to be on a member's disk
 }
 
 func (b *bench) survive(w *world, m int) store {
@@ -45,7 +46,7 @@ func (b *bench) powerLost(w *world, m int) {
 	d := &w.m[m].data
 	d.has, d.pend = d.dur, 0
 	if !b.c.code.oldAccepts {
-		w.disk.took[m] = [maxOps]uint8{} // they were another run's
+		w.disk.took[m], w.disk.told[m] = [maxOps]uint8{}, 0 // they were another run's
 	}
 }
 
@@ -65,6 +66,9 @@ func (b *bench) promote(w *world, m int) {
 	x.data.hdr = x.epoch
 	x.data.wait = 0
 	w.disk.old |= x.data.pend
+	if !b.c.code.oldAccepts {
+		w.disk.told = [maxNo + 1]uint8{}
+	}
 	if b.c.timeless {
 		x.phase = uint8(lease.Serving)
 	}
@@ -114,6 +118,8 @@ func (b *bench) dataSteps(w *world) {
 		b.standbySteps(w, m)
 		if x.renews() && (w.sees(m).epoch == x.epoch || b.c.code.pendingSurvive) {
 			b.activeSteps(w, m)
+		} else if b.c.code.syncSurvives {
+			b.syncs(w, m, b.needs(w, m))
 		}
 	}
 	b.dataCommits(w)
@@ -126,8 +132,8 @@ func (b *bench) standbySteps(w *world, m int) {
 	}
 	for o := range int(w.disk.ops) {
 		e, below := w.disk.frameE[o], uint8(1)<<o-1
-		fits := e > x.closed && e >= w.sees(m).epoch && e >= x.data.hdr || b.c.code.noStreamEpoch
-		if x.renews() && !b.c.code.noStreamEpoch || !fits || x.data.has&below != w.disk.frameBase[o]&below {
+		fits := (e > x.closed || b.c.code.acceptsPromised) && e >= w.sees(m).epoch && e >= x.data.hdr || b.c.code.noStreamEpoch
+		if x.renews() && !b.c.code.noStreamEpoch || !fits || x.data.has&below != w.disk.frameBase[o]&below && !b.c.code.acceptsGaps {
 			continue
 		}
 		b.try(w, action{k: doAccept, a: uint8(m), b: uint8(o)}, func(n *world) bool {
@@ -159,16 +165,21 @@ func (b *bench) activeSteps(w *world, m int) {
 		b.try(w, action{k: doWrite, a: u, b: w.disk.ops}, func(n *world) bool {
 			d, o := &n.m[m].data, n.disk.ops
 			n.disk.frameE[o], n.disk.frameBase[o] = x.epoch, d.has|d.pend
-			d.pend |= 1 << o
-			if c.code.visibleEarly {
+			switch {
+			case c.onFsync:
 				d.has |= 1 << o
+			case c.code.visibleEarly:
+				d.has |= 1 << o
+				fallthrough
+			default:
+				d.pend |= 1 << o
 			}
 			n.disk.ops++
 			return true
 		})
 	}
 	b.completes(w, m)
-	if seen := w.disk.seen | x.data.has; seen != w.disk.seen {
+	if seen := w.disk.seen | x.data.has; seen != w.disk.seen && !c.onFsync {
 		b.try(w, action{k: doRead, a: u}, func(n *world) bool { n.disk.seen = seen; return true })
 	}
 	for o := 1; o <= c.members; o++ {
@@ -199,6 +210,10 @@ func (b *bench) completes(w *world, m int) {
 			return true
 		})
 	}
+	if c.onFsync {
+		b.syncs(w, m, need)
+		return
+	}
 	all := x.data.dur
 	for n := 1; n <= c.members; n++ {
 		if need>>n&1 == 1 {
@@ -207,6 +222,25 @@ func (b *bench) completes(w *world, m int) {
 	}
 	if w.disk.acked&^all == 0 && w.disk.acked != w.disk.fsynced {
 		b.try(w, action{k: doFsyncAck, a: u}, func(n *world) bool { n.disk.fsynced = n.disk.acked; return true })
+	}
+}
+
+// syncs answers a Sync of mode sync-on-fsync: everything done so far is on the own disk, and, as far as was reported in the present epoch, on that of
+// every member that is needed.
+func (b *bench) syncs(w *world, m int, need uint8) {
+	x := &w.m[m]
+	all := x.data.dur
+	for n := 1; n <= b.c.members; n++ {
+		switch {
+		case need>>n&1 == 0 || b.c.code.syncAlone:
+		case b.c.code.syncReceipt:
+			all &= w.m[n].data.has
+		default:
+			all &= w.disk.told[n]
+		}
+	}
+	if x.data.has&^all == 0 && w.disk.fsynced|x.data.has != w.disk.fsynced {
+		b.try(w, action{k: doFsyncAck, a: uint8(m)}, func(n *world) bool { n.disk.fsynced |= x.data.has; return true })
 	}
 }
 
@@ -223,6 +257,9 @@ func accepted(w *world, need uint8, o int, e uint8) bool {
 func (b *bench) peerSteps(w *world, m, o int) {
 	c, x, y, r, u := b.c, &w.m[m], &w.m[o], w.sees(m), uint8(m)
 	in := r.inSync>>o&1 == 1
+	if c.onFsync && (y.data.hdr <= x.epoch && (y.closed < x.epoch || c.code.acceptsPromised) || c.code.noStreamEpoch) && y.data.dur&x.data.has&^w.disk.told[o] != 0 {
+		b.try(w, action{k: doReport, a: u, b: uint8(o)}, func(n *world) bool { n.disk.told[o] = y.data.dur; return true })
+	}
 	if in && w.disk.degrade != [3]uint8{r.epoch, r.gen, uint8(o)} {
 		b.try(w, action{k: doDegrade, a: u, b: uint8(o)}, func(n *world) bool { n.disk.degrade = [3]uint8{r.epoch, r.gen, uint8(o)}; return true })
 	}
@@ -234,8 +271,11 @@ func (b *bench) peerSteps(w *world, m, o int) {
 			d := &n.m[o].data
 			d.has, d.hdr = x.data.has, x.epoch
 			d.dur &= d.has
+			if c.onFsync {
+				d.dur = 0 // what was copied anew is in the page cache
+			}
 			if !c.code.oldAccepts {
-				n.disk.took[o] = [maxOps]uint8{}
+				n.disk.took[o], n.disk.told[o] = [maxOps]uint8{}, 0
 			}
 			return true
 		})
@@ -291,6 +331,14 @@ func (c *config) dataBroken(w *world) string {
 		x := &w.m[n]
 		if free := !r.sticky || int(r.holder) == n; free && r.inSync>>n&1 == 1 && r.boots[n] == x.boot && w.disk.fsynced&^x.data.dur != 0 {
 			return "an fsynced operation is not on the disk of a member in sync"
+		}
+		for o := range int(w.disk.ops) {
+			if x.data.has>>o&1 == 1 && w.disk.frameBase[o]&^x.data.has != 0 {
+				return "an operation is in a copy without one that came before it"
+			}
+		}
+		if c.onFsync {
+			must = w.disk.fsynced
 		}
 		if !x.up || x.at == noIndex || must&^x.data.has == 0 {
 			continue

@@ -21,6 +21,7 @@ type config struct {
 	nodes    cluster.MemberSet // eligible
 	sets     []lock.VoterSet
 	data     bool
+	onFsync  bool // the volume's mode is sync-on-fsync: an operation is done at once, and a Sync waits
 	ops      int
 	epochs   uint8
 	gens     uint8 // no Degrade or Sticky beyond this generation; 0: no bound

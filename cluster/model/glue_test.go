@@ -62,6 +62,11 @@ type faults struct {
 	noStreamEpoch    bool // the standby accepts frames of any epoch
 	visibleEarly     bool // bytes can be read before they are replicated
 	aloneNotCarried  bool // Unsticky does not say that the active was alone
+	acceptsPromised  bool // the standby accepts frames of an epoch that it has promised (not a fault, see TestFramesOfAPromisedEpoch)
+	syncAlone        bool // a Sync is answered when the own disk has everything
+	syncReceipt      bool // a Sync is answered when the standby has received everything
+	acceptsGaps      bool // the standby accepts an operation without those before it
+	syncSurvives     bool // a Sync that waits is answered after the deposition
 }
 
 func product() code {

@@ -73,6 +73,28 @@ func dataBump() config {
 	return c
 }
 
+func onFsync() config {
+	c := data()
+	c.name_, c.onFsync = "data, sync-on-fsync", true
+	return c
+}
+
+func onFsyncSticky() config {
+	c := dataSticky()
+	c.name_, c.onFsync = "data, sync-on-fsync and sticky", true
+	return c
+}
+
+// threeCopies is a service with two standbys.
+func threeCopies() config {
+	c := data()
+	c.name_, c.members, c.nodes, c.ops, c.crashes, c.reboots, c.epochs = "three copies", 4, cluster.SetOf(1, 2, 3), 1, 0, false, 2
+	c.sets = []lock.VoterSet{{Set: cluster.SetOf(1, 2, 3, 4)}}
+	c.names = [maxNo + 1]string{"nobody", "A", "B", "C", "W"}
+	c.prompt = cluster.SetOf(4)
+	return c
+}
+
 // bounds are how many states are explored: few with -short, all of them with HANODE_MODEL=deep as far as memory goes.
 func bound(normal int) int {
 	switch {
@@ -90,7 +112,8 @@ func TestNoOrderOfEventsBreaksARule(t *testing.T) {
 		in   func() config
 		most int
 	}{{base, 8_000_000}, {bumping, 800_000}, {outside, 800_000}, {sticking, 800_000}, {aStickyUnaware, 800_000}, {stickingAndBumping, 500_000}, {witnessReplaced, 400_000}, {aStale, 500_000},
-		{aPushed, 400_000}, {votersAdded, 800_000}, {data, 800_000}, {dataSticky, 500_000}, {dataBump, 800_000}} {
+		{aPushed, 400_000}, {votersAdded, 800_000}, {data, 800_000}, {dataSticky, 500_000}, {dataBump, 800_000},
+		{onFsync, 800_000}, {onFsyncSticky, 400_000}, {threeCopies, 800_000}} {
 		c := x.in()
 		t.Run(c.name_, func(t *testing.T) {
 			c.most = bound(x.most)

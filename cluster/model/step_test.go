@@ -54,6 +54,7 @@ const (
 	doDegrade
 	doDegradeCommit
 	doGoAlone
+	doReport
 )
 
 // action is one event; the letters are its arguments.
@@ -75,7 +76,7 @@ var words = [...]string{
 	doReopen: "%[1]s reopens after its Release", doRaise: "%[1]s counts with %[2]d ticks on its own", doWrite: "%[1]s writes operation %[2]d", doAccept: "%[1]s accepts operation %[2]d",
 	doComplete: "%[1]s acknowledges operation %[2]d", doFsync: "%[1]s fsyncs", doFsyncAck: "%[1]s acknowledges an fsync", doRead: "somebody reads at %[1]s",
 	doResync: "%[1]s is resynchronised from %[2]s", doInSync: "%[1]s proposes InSync for %[2]s", doInSyncCommit: "the log takes the InSync", doDegrade: "%[1]s proposes Degrade of %[2]s",
-	doDegradeCommit: "the log takes the Degrade", doGoAlone: "%[1]s goes on alone",
+	doReport: "%[1]s hears what is on the disk of %[2]s", doDegradeCommit: "the log takes the Degrade", doGoAlone: "%[1]s goes on alone",
 }
 
 func (c *config) name(n uint8) string { return c.names[n] }
@@ -84,7 +85,7 @@ func (c *config) text(a action) string {
 	var x any = c.name(min(a.a, maxNo))
 	var y any = a.b
 	switch a.k {
-	case doRenew, doAck, doResync, doInSync, doDegrade:
+	case doRenew, doAck, doResync, doInSync, doDegrade, doReport:
 		y = c.name(a.b)
 	case doTick, doBumpCommit, doVoters, doSettle, doStickCommit, doUnstickCommit, doConfirmCommit, doInSyncCommit, doDegradeCommit:
 		return words[a.k]
