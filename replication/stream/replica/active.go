@@ -165,6 +165,9 @@ func (a *Active) Durable(seq uint64)   { a.durable = max(a.durable, seq) }
 // Wanted notes that a Sync up to seq waits.
 func (a *Active) Wanted(seq uint64) { a.wanted = max(a.wanted, seq) }
 
+// Outstanding is up to where a Sync was asked for last: a new session is asked at once.
+func (a *Active) Outstanding() uint64 { return a.wanted }
+
 // Connected begins a session with another run; its copy is being compared.
 func (a *Active) Connected(now cluster.Instant, r Run, session uint64) []Action {
 	if a.facts.Inc(r.Member) != r.Inc {
@@ -317,6 +320,25 @@ func (a *Active) atTail(now cluster.Instant, m *member, in bool, ask func(Action
 // needed says whether nothing is acknowledged without m.
 func (a *Active) needed(m *member) bool {
 	return a.counts && !a.flagStored && (m.waits || a.facts.InSync.Has(m.Member))
+}
+
+// Needed says whether nothing is acknowledged without this member.
+func (a *Active) Needed(no cluster.MemberNo) bool {
+	for i := range a.members {
+		if a.members[i].Member == no {
+			return a.needed(&a.members[i])
+		}
+	}
+	return false
+}
+
+// OnOwnDisk says that operations count when they are on the own disk, because nobody else is needed.
+func (a *Active) OnOwnDisk() bool {
+	if !a.Leads() || !a.aloneDisk {
+		return false
+	}
+	_, _, alone := a.held()
+	return alone
 }
 
 // owes says whether something waits for m.
