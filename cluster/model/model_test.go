@@ -113,7 +113,7 @@ func TestNoOrderOfEventsBreaksARule(t *testing.T) {
 		most int
 	}{{base, 8_000_000}, {bumping, 800_000}, {outside, 800_000}, {sticking, 800_000}, {aStickyUnaware, 800_000}, {stickingAndBumping, 500_000}, {witnessReplaced, 400_000}, {aStale, 500_000},
 		{aPushed, 400_000}, {votersAdded, 800_000}, {data, 800_000}, {dataSticky, 500_000}, {dataBump, 800_000},
-		{onFsync, 800_000}, {onFsyncSticky, 400_000}, {threeCopies, 800_000}} {
+		{onFsync, 500_000}, {onFsyncSticky, 250_000}, {threeCopies, 400_000}} {
 		c := x.in()
 		t.Run(c.name_, func(t *testing.T) {
 			c.most = bound(x.most)

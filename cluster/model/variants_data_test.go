@@ -82,7 +82,7 @@ func TestFramesOfAPromisedEpoch(t *testing.T) {
 		c := in()
 		c.code = product()
 		c.code.acceptsPromised = true
-		c.most = bound(400_000)
+		c.most = bound(200_000)
 		r := explore(&c)
 		t.Logf("%s: %v", c.name_, r)
 		if r.broken != "" {

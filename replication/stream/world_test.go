@@ -274,7 +274,12 @@ func (n *node) start() {
 	}
 	c := Config{Self: replica.Run{Member: n.no, Inc: 1}, Cluster: "c", Service: "s", AloneDisk: true, Journal: j, State: st,
 		Store: func(x journal.State) error { return journal.StoreState(disk.OS{}, n.dir, x) }, Dirty: n.dirty, Now: boottime, Resync: memResync{n.tree},
-		SetAside: func(a, b uint64) error { n.mu.Lock(); n.aside = append(n.aside, [2]uint64{a, b}); n.mu.Unlock(); return nil }, Checkpoint: 100 * time.Millisecond,
+		SetAside: func(a, b uint64) error {
+			n.mu.Lock()
+			n.aside = append(n.aside, [2]uint64{a, b})
+			n.mu.Unlock()
+			return nil
+		}, Checkpoint: 100 * time.Millisecond,
 		Events: Events{
 			CaughtUp: func(r replica.Run, e cluster.Epoch, gen cluster.Generation) { n.g.caughtUp(r, e, gen) },
 			WantDegrade: func(m cluster.MemberNo, why string) {
