@@ -276,9 +276,6 @@ func (t *Tree) setXattr(op *replication.Op) error {
 func (t *Tree) forget(op *replication.Op) error {
 	unlock := t.lockDirs(op.ID, op.ID)
 	defer unlock()
-	if !t.settled.Load() && t.limbo.get(op.ID) == isParked {
-		return nil // Settle drops it
-	}
 	return t.dropLimbo(op.ID)
 }
 

@@ -284,11 +284,6 @@ func (t *Tree) rename(op *replication.Op) error {
 	if n := t.cache.cached(op.ID); n != nil {
 		n.ctime.Store(op.Time)
 	}
-	if !t.settled.Load() {
-		if e := t.retry(); e != nil {
-			return e
-		}
-	}
 	return err
 }
 
@@ -343,16 +338,13 @@ func (t *Tree) renameLater(op *replication.Op, from, to *at) error {
 			return err
 		}
 	}
-	if err := t.wantsNothing(op.ID); err != nil {
-		return fail("take a name away", op.ID, err)
-	}
-	if inPlace {
-		return nil
-	}
 	if op.Before != 0 {
 		if err := t.removed(to, op.Before, op.Flags&replication.FlagOpen != 0); err != nil {
 			return err
 		}
+	}
+	if inPlace {
+		return nil
 	}
 	return t.settlePlace(op.ID, to, op.Before)
 }
@@ -428,9 +420,6 @@ func (t *Tree) exchange(op *replication.Op) error {
 			n.ctime.Store(op.Time)
 		}
 	}
-	if !t.settled.Load() {
-		return t.retry()
-	}
 	return nil
 }
 
@@ -443,9 +432,6 @@ func (t *Tree) exchangeLater(op *replication.Op, from, to *at) error {
 			if err := t.unplace(r.e); err != nil {
 				return err
 			}
-		}
-		if err := t.wantsNothing(r.old); err != nil {
-			return fail("take a name away", r.old, err)
 		}
 	}
 	var lack error
