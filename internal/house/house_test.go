@@ -90,6 +90,7 @@ var mayImport = map[string][]string{
 	"internal/demoapp":     {"cluster", "internal/page"},
 	"internal/lab":         {"cluster", "internal/demoapp", "internal/page"},
 	"internal/volserver":   {"cluster", "replication", "internal/page", "internal/rt"},
+	"internal/volbench":    {"cluster", "replication"},
 	"internal/node": {"internal/volserver", "cluster", "failover", "netid", "replication", "internal/api", "internal/cgroup", "internal/core", "internal/guard", "internal/member",
 		"internal/page", "internal/pki", "internal/rt"},
 	"cmd/hanode":  {"cluster", "failover/supervise", "internal", "netid/gate"},
@@ -191,6 +192,7 @@ func TestTheVersionsThatMustNotMoveAreThePinnedOnes(t *testing.T) {
 		"github.com/hashicorp/go-metrics":     "v0.6.0",
 		"github.com/mdlayher/arp":             "v0.0.0-20220512170110-6706a2966875",
 		"github.com/mdlayher/ndp":             "v1.1.0",
+		"github.com/hanwen/go-fuse/v2":        "v2.12.1",
 	} {
 		if have[path] != want {
 			t.Errorf("%s is %q, want %q: see docs/decisions", path, have[path], want)
