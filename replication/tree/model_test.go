@@ -306,7 +306,9 @@ func (m *model) candidates(next FileID, time int64) (ops []replication.Op) {
 		}
 	}
 	slices.Sort(ids)
-	sort.Slice(slots, func(i, j int) bool { return slots[i].p < slots[j].p || slots[i].p == slots[j].p && slots[i].name < slots[j].name })
+	sort.Slice(slots, func(i, j int) bool {
+		return slots[i].p < slots[j].p || slots[i].p == slots[j].p && slots[i].name < slots[j].name
+	})
 	inside := func(dir, of FileID) bool { // dir is of, or lies in it
 		for dir != 1 {
 			if dir == of {
