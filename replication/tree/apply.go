@@ -19,7 +19,8 @@ type Applied struct {
 
 // Apply carries an operation out. It is the one way in which anything of the volume changes, and it may be repeated as the package comment says.
 //
-// Errors are wrapped system errors (ENOSPC, EDQUOT, EIO …: this disk could not do what every copy must do), or ErrDiverged.
+// Errors are wrapped system errors (ENOSPC, EDQUOT, EIO …: this disk could not do what every copy must do), or ErrDiverged. After a system error the
+// operation may be half done, and the tree is unsettled: it, and operations before it, may be applied again.
 func (t *Tree) Apply(op *replication.Op) (Applied, error) {
 	var a Applied
 	var err error
@@ -51,11 +52,15 @@ func (t *Tree) Apply(op *replication.Op) (Applied, error) {
 		return a, fmt.Errorf("an operation of kind %v cannot be applied by this version", op.Kind)
 	}
 	var lack lacks
+	settled := t.settled.Load()
 	if errors.As(err, &lack) {
-		if t.settled.Load() {
+		if settled {
 			return a, fmt.Errorf("%v: file id %x is not here: %w", op.Kind, uint64(lack), ErrDiverged)
 		}
 		a.Missing, a.Lacks, err = true, FileID(lack), nil
+	}
+	if err != nil && settled && !errors.Is(err, ErrDiverged) {
+		t.Unsettle() // it may be half done
 	}
 	return a, err
 }
