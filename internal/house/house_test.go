@@ -133,7 +133,7 @@ func TestTheDecidingCoresHaveNoClockAndNoIO(t *testing.T) {
 	allowed := []string{"fmt", "errors", "time", "sort", "slices", "strings", "bytes", "math/bits", "encoding/json", "encoding/hex", "encoding/binary", "hash/crc32", "net/netip", "maps", "cmp", "math"}
 	for _, p := range packages(t) {
 		switch p.ImportPath {
-		case "cluster", "cluster/lock", "cluster/lease", "cluster/state", "failover/plan", "internal/core", "replication", "replication/stream/replica":
+		case "cluster", "cluster/lock", "cluster/lease", "cluster/state", "failover/plan", "internal/core", "replication", "replication/stream/replica", "replication/memory/image":
 		default:
 			continue
 		}
