@@ -11,7 +11,7 @@
 // complete image of which that is true, and says what it left.
 //
 // Numbers belong to the service, not to a region: regions that were taken together carry the same number, and (epoch, number)
-// never falls on any copy.
+// falls on a copy only where another active's state replaces what nobody acknowledged.
 package image
 
 import (

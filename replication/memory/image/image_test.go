@@ -34,7 +34,7 @@ func TestNamesAndSizesThatCannotBeAreRefused(t *testing.T) {
 }
 
 func one(name string, e cluster.Epoch, n, file uint64, base Head) Complete {
-	return Complete{ID: n, Regions: []Region{{Name: name, Base: base, Full: base == Head{}, Head: Head{Epoch: e, Number: n, FileSeq: file, Size: 10, Sum: n}}}}
+	return Complete{ID: n, Epoch: e, Regions: []Region{{Name: name, Base: base, Full: base == Head{}, Head: Head{Epoch: e, Number: n, FileSeq: file, Size: 10, Sum: n}}}}
 }
 
 func TestAStandbyRefusesWhatIsOldMixedOrDoesNotFit(t *testing.T) {
@@ -73,8 +73,21 @@ func TestAStandbyRefusesWhatIsOldMixedOrDoesNotFit(t *testing.T) {
 	if _, err := k.Admit(2, true); !errors.Is(err, ErrEpoch) {
 		t.Errorf("an old epoch: %v", err)
 	}
+	tail := one("a", 4, 4, 0, Head{})
+	tail.Regions[0].Head.Epoch = 3
+	if _, err := k.Take(tail, 0); !errors.Is(err, ErrStale) {
+		t.Errorf("an older image, not as a moment: %v", err)
+	}
+	tail.Moment = true
+	if _, err := k.Take(tail, 0); err != nil {
+		t.Errorf("the state of a later active in place of a tail: %v", err)
+	}
+	if _, err := k.Take(one("a", 3, 9, 0, held), 0); !errors.Is(err, ErrEpoch) {
+		t.Errorf("what the active of before sends late: %v", err)
+	}
+	held = tail.Regions[0].Head
 	k.Want("a", 7)
-	if _, err := k.Take(one("a", 3, 6, 0, held), 0); !errors.Is(err, ErrLayout) {
+	if _, err := k.Take(one("a", 4, 6, 0, held), 0); !errors.Is(err, ErrLayout) {
 		t.Errorf("a layout that the application does not read: %v", err)
 	}
 }

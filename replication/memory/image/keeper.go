@@ -25,12 +25,22 @@ type Region struct {
 }
 
 // Complete is an image whose every block has arrived and was verified. ID is the caller's word for where the blocks lie.
+//
+// Moment: the state of several regions at one moment, as a standby receives it that was away. Each has the number of its own last
+// checkpoint then. It replaces what the standby holds of earlier epochs, also where that is newer: nobody acknowledged it.
 type Complete struct {
 	ID      uint64
+	Epoch   cluster.Epoch // in which it was sent
+	Moment  bool
 	Regions []Region
 }
 
-func (c Complete) fileSeq() uint64 { return c.Regions[0].Head.FileSeq }
+func (c Complete) fileSeq() (seq uint64) {
+	for _, r := range c.Regions {
+		seq = max(seq, r.Head.FileSeq)
+	}
+	return seq
+}
 
 // Keeper decides for a standby which images count. Its zero value holds nothing.
 type Keeper struct {
@@ -93,6 +103,12 @@ func (k *Keeper) Admit(e cluster.Epoch, keep bool) (dropped []Complete, err erro
 	return dropped, nil
 }
 
+// Restart forgets the images that wait and takes what the copy holds from the caller (Hold): the active sends everything anew.
+func (k *Keeper) Restart() (dropped []Complete) {
+	dropped, k.waiting = k.waiting, nil
+	return dropped
+}
+
 // newest is the newest image of a region, waiting ones included.
 func (k *Keeper) newest(name string) Head {
 	h := k.held[name]
@@ -116,22 +132,23 @@ func (k *Keeper) Take(c Complete, files uint64) (usable []Complete, err error) {
 	for i, r := range c.Regions {
 		have := k.newest(r.Name)
 		switch {
-		case r.Head.Epoch < k.epoch:
-			return nil, fmt.Errorf("image %d of region %s, epoch %d: %w, epoch %d was seen", r.Head.Number, r.Name, r.Head.Epoch, ErrEpoch, k.epoch)
-		case r.Head.Number != first.Number || r.Head.Epoch != first.Epoch || r.Head.FileSeq != first.FileSeq:
+		case c.Epoch < k.epoch || c.Epoch < r.Head.Epoch:
+			return nil, fmt.Errorf("image %d of region %s, sent in epoch %d: %w, epoch %d was seen", r.Head.Number, r.Name, c.Epoch, ErrEpoch, max(k.epoch, r.Head.Epoch))
+		case !c.Moment && (r.Head.Number != first.Number || r.Head.Epoch != first.Epoch || r.Head.FileSeq != first.FileSeq):
 			return nil, fmt.Errorf("image %d of regions %s and %s: %w", first.Number, c.Regions[0].Name, r.Name, ErrMixed)
 		case slices.ContainsFunc(c.Regions[:i], func(o Region) bool { return o.Name == r.Name }):
 			return nil, fmt.Errorf("image %d has region %s twice: %w", first.Number, r.Name, ErrMixed)
 		case !r.Full && !r.Base.Same(have):
 			return nil, fmt.Errorf("image %d of region %s is the difference to image %d, and image %d is held: %w", r.Head.Number, r.Name, r.Base.Number, have.Number, ErrStale)
-		case !r.Head.Newer(have) && !(r.Full && r.Head.Same(have)) && !(r.Full && r.Head.Epoch > have.Epoch):
+		case !r.Head.Newer(have) && !(c.Moment && (r.Head.Same(have) || have.Epoch < c.Epoch)):
 			return nil, fmt.Errorf("image %d (epoch %d) of region %s, image %d (epoch %d) is held: %w", r.Head.Number, r.Head.Epoch, r.Name, have.Number, have.Epoch, ErrStale)
 		}
 		if err := k.CheckLayout(r.Name, r.Head.Layout); err != nil {
 			return nil, err
 		}
 	}
-	k.epoch = max(k.epoch, first.Epoch)
+	k.epoch = max(k.epoch, c.Epoch)
+	c.Regions = slices.Clone(c.Regions)
 	k.waiting = append(k.waiting, c)
 	return k.Files(files), nil
 }

@@ -151,6 +151,43 @@ func (s *Store) Make(name string, size, most uint64, layout uint32) (*Region, er
 	return r, nil
 }
 
+// Resize gives a region another bound, and keeps its image; one that would not fit is an error.
+func (s *Store) Resize(name string, most uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.regions[name]
+	if old == nil || old.max == most {
+		return nil
+	}
+	if old.head.Size > most {
+		return fmt.Errorf("region %s has %d bytes, and the spec allows %d: raise size of memory %q, or remove %s to begin with an empty region", name, old.head.Size, most, name, filepath.Join(s.dir, name+".image"))
+	}
+	const ext = ".resized"
+	path := filepath.Join(s.dir, name+".image")
+	os.Remove(filepath.Join(s.dir, name+ext+".image"))
+	r, err := s.openRegion(name+ext, most)
+	if err != nil {
+		return fmt.Errorf("region %s: %w", name, err)
+	}
+	for i, v := range old.table[:min(len(old.table), len(r.table))] {
+		if v != 0 {
+			copy(r.data[i*image.Block:][:image.Block], old.data[i*image.Block:])
+			r.table[i] = v
+		}
+	}
+	r.setHead(old.head)
+	r.log.close()
+	os.Remove(r.log.path)
+	r.log, old.log = old.log, nil
+	if err := os.Rename(filepath.Join(s.dir, name+ext+".image"), path); err != nil {
+		return fmt.Errorf("region %s: %w", name, err)
+	}
+	old.close()
+	r.Name = name
+	s.regions[name] = r
+	return nil
+}
+
 // Head is the newest complete image.
 func (r *Region) Head() image.Head { return r.head }
 

@@ -122,6 +122,10 @@ func (s *Store) open() error {
 	}
 	for _, path := range names {
 		name := strings.TrimSuffix(filepath.Base(path), ".image")
+		if strings.HasSuffix(name, ".resized") { // the process ended within Resize
+			os.Remove(path)
+			continue
+		}
 		if r, err := s.openRegion(name, 0); err == nil {
 			s.regions[name] = r
 		} else {
