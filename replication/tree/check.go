@@ -37,6 +37,11 @@ func check(dir, mount string) error {
 	if fs.Flags&unix.ST_RDONLY != 0 {
 		return fmt.Errorf("the file system of the backing directory %s is read-only: mount -o remount,rw, after looking into why it is (dmesg)", dir)
 	}
+	for name, what := range map[string]string{adoptingName: "an adoption", releasingName: "a release"} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+			return fmt.Errorf("%s of %s (%s) was cut short: order it again, and it goes on", what, dir, b)
+		}
+	}
 	if err := notInside(dir); err != nil {
 		return err
 	}
