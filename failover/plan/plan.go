@@ -69,6 +69,9 @@ type View struct {
 	Group   *lock.Group
 	Members []Member
 	Damping int // automatic failovers allowed within the window
+
+	Others   []Neighbour              // all services, if any of them says something of another one, or of its load; else none
+	Capacity map[cluster.MemberNo]int // of the nodes for which the spec says it
 }
 
 // Verdict is what to do with one service: a move, or to leave it and why.
@@ -260,6 +263,9 @@ func (v *View) rank(s *Service, m *Member, name string, place int) (string, int)
 		return v.behind(s, m), 0
 	case r != lock.Accepted:
 		return name + ": " + r.String(), 0
+	}
+	if why := v.together(s, m); why != "" {
+		return why, 0
 	}
 	if wait := v.coldWait(s); m.No != h.Node && wait > 0 {
 		return fmt.Sprintf("%s waits up to %s for %s, the previous active", name, wait.Round(time.Second), v.name(h.Node)), 0

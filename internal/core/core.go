@@ -58,6 +58,8 @@ type Core struct {
 	nextPlan  cluster.Instant
 	nextJoin  cluster.Instant
 	settling  bool
+	relatedOf *cluster.Spec // the spec that related has looked at
+	relatedIs bool
 	lastTick  cluster.Instant
 
 	proposals map[uint64]func(*Core, state.Outcome, error)
@@ -88,6 +90,7 @@ type service struct {
 	confirmed uint64
 	report    plan.Report
 	gaveUp    string
+	clash     cluster.Instant // since when it is in the way of another service
 	gaveAt    cluster.Instant
 	nextLook  cluster.Instant // when to ask again whether to leave
 	facts     plan.Service    // memory of facts

@@ -249,6 +249,7 @@ func (c *Core) onOrder(o *Order) {
 		return
 	}
 	view := c.view()
+	c.neighbours(view)
 	to, refusal := view.Switchover(c.facts(v), o.To)
 	if refusal != nil {
 		deny(refusal)
@@ -300,6 +301,7 @@ func (c *Core) goOn(v *service) {
 	}
 	if o.to != 0 {
 		view := c.view()
+		c.neighbours(view)
 		if _, refusal := view.Switchover(c.facts(v), c.st.MemberName(o.to)); refusal != nil {
 			c.abort(v, refusal)
 			return
@@ -382,6 +384,7 @@ func (c *Core) tendOrder(v *service) {
 	}
 	v.nextLook = c.now.Add(lookEvery)
 	view := c.view()
+	c.neighbours(view)
 	a := plan.Active{GaveUp: v.gaveUp, Heard: map[cluster.MemberNo]time.Duration{}}
 	for n := range c.peers {
 		if p := &c.peers[n]; p.since != 0 {
@@ -392,6 +395,7 @@ func (c *Core) tendOrder(v *service) {
 	switch {
 	case to != nil:
 		c.moveAway(v, &Order{Service: v.no, to: to.No, To: to.Name, What: what, By: "policy", Reason: why})
+	case c.giveWay(view, v):
 	case v.gaveUp != "" && c.now.Sub(v.gaveAt) > time.Second:
 		v.gaveUp = ""
 		c.do(Restart{Service: v.no, Why: "no other node can take it"})

@@ -112,8 +112,10 @@ func (c *Core) planAgain() time.Duration {
 func (c *Core) lead() {
 	if c.now >= c.nextPlan {
 		view := c.view()
-		for _, v := range c.svcs {
+		c.neighbours(view)
+		for _, v := range c.inOrder() {
 			c.decide(view, v)
+			coming(view, c.name(v), v)
 		}
 		c.settle(view)
 		c.standAside(view)

@@ -14,7 +14,7 @@ import (
 type Look struct {
 	Facts    *plan.Service
 	Outlook  plan.Outlook
-	Verdict  string // on the leader: why nothing moves
+	Verdict  string // why nothing moves: the leader's verdict, or what this member's would be
 	Phase    lease.Phase
 	Deadline cluster.Instant // of the lease held here; 0: none
 	Epoch    cluster.Epoch   // of that lease
@@ -28,6 +28,7 @@ func (c *Core) View(now cluster.Instant, wall int64) *plan.View {
 	c.now, c.wall = max(c.now, now), wall
 	v := *c.view()
 	v.Members = slices.Clone(v.Members)
+	c.neighbours(&v)
 	return &v
 }
 
@@ -40,7 +41,11 @@ func (c *Core) Look(view *plan.View, no cluster.ServiceNo) (Look, bool) {
 	own := *c.facts(v) // facts uses its memory again
 	own.Reports = maps.Clone(own.Reports)
 	f := &own
-	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: v.verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now), Epoch: v.holder.Epoch, TTL: v.holder.TTL,
+	verdict := v.verdict
+	if verdict == "" { // the leader may be a witness, which nobody can ask: what it thinks is what this member would think
+		verdict = view.Decide(f).Sentence
+	}
+	return Look{Facts: f, Outlook: view.Outlook(f), Verdict: verdict, Phase: v.holder.Phase, Deadline: v.holder.Deadline(c.now), Epoch: v.holder.Epoch, TTL: v.holder.TTL,
 		Moving: v.move != nil || v.order != nil, GaveUp: v.gaveUp}, true
 }
 

@@ -29,7 +29,7 @@ func TestContract(t *testing.T) {
 }
 
 func contractPlays() []situation {
-	return []situation{
+	return append(specPlays(), []situation{
 		{name: "checks are listed, run and paused", play: playChecks},
 		{name: "an alert is tried", play: playAlert},
 		{name: "gossip gets a new key while the service serves on", play: playKeys},
@@ -38,7 +38,7 @@ func contractPlays() []situation {
 		{name: "a manual failover is ordered although the active is dead", moves: true, play: playManual},
 		{name: "an approver declines, and then agrees", moves: true, play: playApprover},
 		{name: "everything is lost and restored from a backup", own: true, play: playRestore},
-	}
+	}...)
 }
 
 // says runs a command that must succeed, and checks what it prints.

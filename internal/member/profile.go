@@ -109,10 +109,12 @@ const (
 	autoSettle = time.Minute      // after the start of this daemon, or since a member was last not heard
 	autoSlower = time.Minute      // for so long the profile must not be kept
 	autoFaster = 10 * time.Minute // for so long a faster one must be kept
+	autoFirst  = 20 * time.Second // the first choice: for so long everything is measured after the spec says auto
 )
 
 // auto is what the leader remembers while the spec says auto.
 type auto struct {
+	began   cluster.Instant // when the spec said auto, to this leader
 	settled cluster.Instant // since when every member is known
 	want    string
 	since   cluster.Instant // since when Fastest says want
@@ -120,6 +122,9 @@ type auto struct {
 
 // step answers the profile to pin, or "", and why. pinned is the profile in force.
 func (a *auto) step(now cluster.Instant, pinned string, members []Fitness) (string, string) {
+	if a.began == 0 {
+		a.began = now
+	}
 	for _, f := range members {
 		if !f.Known || f.Lateness == 0 || f.Fsync == 0 {
 			a.settled = 0
@@ -135,10 +140,15 @@ func (a *auto) step(now cluster.Instant, pinned string, members []Fitness) (stri
 	}
 	wait := autoSlower
 	switch {
-	case want == pinned, now.Sub(a.settled) < autoSettle:
+	case want == pinned:
 		return "", ""
 	case pinned == "":
+		if now.Sub(a.began) < autoFirst {
+			return "", ""
+		}
 		return want, why
+	case now.Sub(a.settled) < autoSettle:
+		return "", ""
 	case rank(want) < rank(pinned):
 		wait = autoFaster
 	}
@@ -165,7 +175,11 @@ func (p *place) pinProfile(ctx context.Context) {
 		pinned, wanted = st.Pinned, st.Compiled() != nil && st.Compiled().Profile == "auto"
 		calm = !p.view.Restless
 	})
-	if err != nil || !wanted || !calm {
+	if err != nil || !wanted {
+		p.auto = auto{}
+		return
+	}
+	if !calm {
 		return
 	}
 	members := p.m.Fitness()

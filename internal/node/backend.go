@@ -156,6 +156,10 @@ func (b backend) service(c *core.Core, view *plan.View, s *state.Service) api.Se
 		return out
 	}
 	out.Run, out.Nodes = f.Spec.Run, f.Spec.Nodes
+	if f.Spec.Run == "everywhere" {
+		b.serviceEverywhere(c, view, s, f, &out)
+		return out
+	}
 	h := s.Lock.Holder
 	holder := view.Member(h.Node)
 	rep := f.Reports[h.Node]
@@ -211,7 +215,7 @@ func serviceState(s *state.Service, look core.Look, alive bool) string {
 		return api.StateStopped
 	case s.Lock.Held && !alive:
 		return api.StateHeld
-	case look.Moving, look.Facts != nil && look.Facts.Released:
+	case look.Moving, look.Facts != nil && look.Facts.Released && look.Facts.Kind != "stop":
 		return api.StateMoving
 	case alive:
 		return api.StateActive

@@ -22,15 +22,15 @@ import (
 // limits is what this version reads in a spec but cannot run.
 var limits = func() []spec.Limit {
 	const later = "leave it out: this version does not run it yet"
-	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "hook", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
-		{Block: "service", Key: "run", Value: "everywhere", Why: later}, {Block: "service", Key: "fence", Why: later}}
-	for _, key := range []string{"requires", "apart", "site_failover", "max_loss"} {
+	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
+		{Block: "service", Key: "fence", Why: later}}
+	for _, key := range []string{"site_failover", "max_loss"} {
 		l = append(l, spec.Limit{Block: "service", Key: key, Why: later})
 	}
 	for _, key := range []string{"systemd", "ocf"} {
 		l = append(l, spec.Limit{Block: "process", Key: key, Why: "use start = [...]: this version runs programs itself"})
 	}
-	l = append(l, spec.Limit{Block: "vip", Key: "announce", Why: later}, spec.Limit{Block: "vip", Key: "sites", Why: later})
+	l = append(l, spec.Limit{Block: "vip", Key: "sites", Why: later})
 	for _, kind := range []string{"postgres", "mysql", "dns", "smtp", "rpc", "ping", "systemd", "ocf", "heartbeat"} {
 		l = append(l, spec.Limit{Block: "check", Key: kind, Why: "use tcp, http or exec"})
 	}
@@ -85,7 +85,7 @@ func (b backend) Apply(ctx context.Context, r api.ApplyRequest, p api.Progress) 
 	if err != nil {
 		return nil, api.Errorf(api.CodeFailed, "%v", err)
 	}
-	problems := spec.Unsupported(next, limits())
+	problems := append(spec.Unsupported(next, limits()), mixed(next)...)
 	if len(problems) == 0 {
 		problems = append(b.n.unkept(next, now), b.validateEverywhere(ctx, next, compiled, touched(next, changes), p)...)
 	}

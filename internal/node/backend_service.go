@@ -82,6 +82,8 @@ func (b backend) restart(ctx context.Context, r api.ServiceRequest, p api.Progre
 	switch {
 	case no == 0:
 		return nil, noService(r.Service)
+	case b.runsEverywhere(r.Service):
+		return b.restartEverywhere(ctx, r, no, p)
 	case !alive:
 		return nil, api.Refusal("restart of "+r.Service+" refused", "nobody is active, or the active is not heard", "hanode explain "+r.Service)
 	case !here && r.Via == "":

@@ -5,6 +5,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
 	"github.com/hanode/hanode/internal/api"
@@ -35,6 +36,7 @@ func (s *service) keepJudging(ctx context.Context) {
 			return
 		case <-t.C:
 			s.judge("checks ok")
+			s.tryAgain()
 		}
 	}
 }
@@ -53,28 +55,29 @@ func (s *service) judge(news string) {
 	judging := s.readyAt != 0 || s.pastStart()
 	ill := s.health.unhealthy != ""
 	s.mu.Unlock()
-	active := s.active.Load()
+	active := s.serving()
 	switch {
 	case ready && active:
 		s.ready(news)
+		s.nowUp()
 		s.wellAgain()
 		s.flush("")
 	case ready:
 		s.wellAgain()
 	case failed && judging && active && !ill:
-		s.condemned(why, s.after(all))
+		s.condemn(why, s.after(all))
 	}
 }
 
 // after is what is to follow on the failure: what the failed check itself says, else what the service says.
-func (s *service) after(all map[string]agent.Status) string {
+func (s *service) after(all map[string]agent.Status) cluster.OnFailure {
 	for i := range s.spec.Checks {
 		c := &s.spec.Checks[i]
 		if c.OnFailure != nil && all[c.Name].State == agent.StateFailed {
-			return c.OnFailure.Then
+			return *c.OnFailure
 		}
 	}
-	return s.spec.OnFailure.Then
+	return s.spec.OnFailure
 }
 
 // condemned notes that checks have failed for good.
@@ -132,7 +135,7 @@ func (s *service) checkStates(from string) []api.Check {
 }
 
 func (s *service) role() string {
-	if s.active.Load() {
+	if s.serving() {
 		return supervise.Active
 	}
 	return supervise.Standby

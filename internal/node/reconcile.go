@@ -210,6 +210,7 @@ func (n *Node) stopService(ctx context.Context, s *service) {
 
 func (n *Node) world() world {
 	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log,
+		moved: n.moved, run: runHook, raise: n.raise, clear: n.clear,
 		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) },
 		stopped: func(no cluster.ServiceNo) (yes bool) {
 			_ = n.m.On(func(c *core.Core) {
@@ -232,7 +233,7 @@ func (n *Node) output(service string) func(string, []byte) {
 
 // runChecks runs the checks of a service that this node is to run, in the role that it has.
 func (n *Node) runChecks(ctx context.Context, s *service) {
-	if len(s.spec.Checks) == 0 {
+	if len(s.spec.Checks) == 0 && !s.everywhere() {
 		return
 	}
 	judging := make(chan struct{})

@@ -45,8 +45,12 @@ type world struct {
 	record   func(service string, d state.Decision) // adds steps to the service's last decision
 	sever    func([]netip.Addr) (int, error)        // destroys the sockets on these addresses
 	identity identity
-	onLoop   func(func())                 // runs on the loop, where the page is written
-	stopped  func(cluster.ServiceNo) bool // by order of an operator
+	onLoop   func(func())                                                  // runs on the loop, where the page is written
+	stopped  func(cluster.ServiceNo) bool                                  // by order of an operator
+	moved    func(context.Context, cluster.ServiceNo, cluster.Epoch) *move // what the log says of the move that made an epoch
+	run      func(ctx context.Context, argv, env []string) error           // runs the program of a hook
+	raise    func(code, object, severity, text, remedy string)
+	clear    func(code, object string)
 	self     string
 	log      *slog.Logger
 }
@@ -76,14 +80,18 @@ type service struct {
 
 	paused atomic.Pointer[[]state.CheckPause]
 
-	telling  sync.Mutex
-	mu       sync.Mutex
-	health   healthState
-	checks   map[string]agent.Status
-	readyAt  cluster.Instant
-	openedAt cluster.Instant
-	zero     cluster.Instant // of the time line
-	steps    []state.Step
+	telling   sync.Mutex
+	mu        sync.Mutex
+	health    healthState
+	checks    map[string]agent.Status
+	readyAt   cluster.Instant
+	openedAt  cluster.Instant
+	claimedAt cluster.Instant // the addresses were taken
+	restarts  []time.Time     // for failed checks, of late
+	asked     uint64          // restarted when the last restart for a failed check is done
+	gaveUpAt  time.Time
+	zero      cluster.Instant // of the time line
+	steps     []state.Step
 }
 
 type healthState struct {
@@ -113,6 +121,7 @@ type (
 	orderRestore struct{ epoch cluster.Epoch }
 	orderRestart struct{ why string }
 	orderStandby struct{}
+	orderReady   struct{ epoch cluster.Epoch } // the service has become ready: what waits for that
 )
 
 // run carries out orders until ctx ends; then it stops what runs. An orderly end has given the service away before.
@@ -149,6 +158,8 @@ func (s *service) do(ctx context.Context, o any) {
 		s.restart(ctx, o)
 	case orderStandby:
 		s.standby(ctx)
+	case orderReady:
+		s.nowReady(ctx, o.epoch)
 	}
 }
 
@@ -163,13 +174,12 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 		return
 	}
 	s.begin(o)
-	if len(s.addrs) > 0 {
-		on, err := s.w.identity.Claim(s.no)
-		for p, dev := range on {
-			s.step(fmt.Sprintf("%s on %s, announced", p.Addr(), dev), "")
-		}
-		if err != nil {
-			s.failed("the addresses could not be taken: "+err.Error(), "failover")
+	move := s.move(ctx, o.epoch)
+	if move.failover() {
+		s.hook(ctx, "before-failover", move)
+	}
+	if !s.late() {
+		if err := s.announce(ctx, move); err != nil {
 			return
 		}
 	}
@@ -177,6 +187,11 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 		return // closed meanwhile: the order to close is next in line and takes the addresses away
 	}
 	hot := s.spec.Hot()
+	if err := s.hook(ctx, "before-start", move); err != nil {
+		s.failed(err.Error(), s.spec.OnFailure.Then)
+		s.flush("")
+		return
+	}
 	if err := s.procs.Promote(ctx, o.epoch); err != nil {
 		if errors.Is(err, context.Canceled) {
 			return
@@ -192,6 +207,7 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 	default:
 		s.step("processes started", "")
 	}
+	s.hook(ctx, "after-start", move)
 	s.up()
 	if len(s.spec.Checks) == 0 {
 		s.ready("processes run")
@@ -203,7 +219,7 @@ func (s *service) begin(o orderOpen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life.Add(1)
-	s.openedAt, s.readyAt, s.steps = o.at, 0, nil
+	s.openedAt, s.readyAt, s.steps, s.claimedAt = o.at, 0, nil, 0
 	s.zero = o.at.Add(-o.since)
 	s.health = healthState{up: s.health.up && s.spec.Hot()}
 	s.checks = nil
@@ -218,21 +234,29 @@ func (s *service) step(what, detail string) {
 // ready notes that the service has become ready in this tenure, once.
 func (s *service) ready(how string) {
 	s.mu.Lock()
-	if s.readyAt != 0 || !s.active.Load() {
+	if s.readyAt != 0 || !s.serving() {
 		s.mu.Unlock()
 		return
 	}
 	s.readyAt = s.w.now()
 	s.mu.Unlock()
 	s.step(how, "")
+	if len(s.spec.Hooks) > 0 || s.late() {
+		s.post(orderReady{cluster.Epoch(s.epoch.Load())})
+	}
 }
 
 // flush adds the steps so far to the decision that made this tenure.
 func (s *service) flush(outcome string) {
 	s.mu.Lock()
+	if s.everywhere() { // no decision made it run here
+		s.steps = nil
+		s.mu.Unlock()
+		return
+	}
 	d := state.Decision{Steps: s.steps, Outcome: outcome}
-	if s.openedAt != 0 {
-		d.OutageMs = max(1, s.openedAt.Sub(s.zero).Milliseconds()) // 0 means: not yet
+	if at := s.answeredAt(); at != 0 {
+		d.OutageMs = max(1, at.Sub(s.zero).Milliseconds()) // 0 means: not yet
 	}
 	if s.readyAt != 0 {
 		d.ReadyMs, d.Outcome = max(1, s.readyAt.Sub(s.zero).Milliseconds()), "done"
@@ -261,6 +285,7 @@ func (s *service) close(ctx context.Context, o orderClose) {
 	}
 	if o.planned && err == nil && s.spec.Hot() && s.running() {
 		if e := s.demote(ctx, o.epoch); e == nil {
+			s.hook(ctx, "after-stop", nil)
 			s.up()
 			return
 		}
@@ -279,6 +304,7 @@ func (s *service) close(ctx context.Context, o orderClose) {
 	if err != nil { // what could not be frozen is dead now
 		s.w.step(core.Shut{Service: s.no, Epoch: o.epoch})
 	}
+	s.hook(ctx, "after-stop", nil)
 	s.standby(ctx)
 }
 
@@ -333,9 +359,11 @@ func (s *service) standby(ctx context.Context) {
 	}
 	s.asStandby()
 	if s.w.stopped(s.no) {
-		if err := s.procs.Stop(ctx); err != nil {
-			s.w.log.Warn("stop the processes", "service", s.name, "err", err)
-		}
+		s.stopped(ctx)
+		return
+	}
+	if s.everywhere() {
+		s.startEverywhere(ctx)
 		return
 	}
 	if s.spec.Hot() {
@@ -354,6 +382,7 @@ func (s *service) prepare(ctx context.Context, o orderPrepare) error {
 	if !s.current(o.epoch) {
 		return errors.New("the tenure has ended meanwhile")
 	}
+	s.hook(ctx, "before-stop", nil)
 	if s.spec.Hot() && !o.stop {
 		return nil
 	}
@@ -368,6 +397,11 @@ func (s *service) restore(ctx context.Context, o orderRestore) {
 	if !s.current(o.epoch) {
 		return
 	}
+	if err := s.hook(ctx, "before-start", nil); err != nil {
+		s.failed(err.Error(), s.spec.OnFailure.Then)
+		return
+	}
+	defer s.hook(ctx, "after-start", nil)
 	if err := s.procs.Start(ctx, supervise.Active, o.epoch); err != nil {
 		s.failed("it could not be started again after a move that did not take place: "+err.Error(), s.spec.OnFailure.Then)
 	}
@@ -376,10 +410,8 @@ func (s *service) restore(ctx context.Context, o orderRestore) {
 func (s *service) restart(ctx context.Context, o orderRestart) {
 	defer s.restarted.Add(1)
 	s.w.log.Info("restarting the processes", "service", s.name, "why", o.why)
-	role := supervise.Standby
-	if s.active.Load() {
-		role = supervise.Active
-	}
+	role := s.role()
+	s.hook(ctx, "before-stop", nil)
 	if err := s.procs.Stop(ctx); err != nil {
 		s.failed("stop for a restart: "+err.Error(), s.spec.OnFailure.Then)
 		return
@@ -388,10 +420,16 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 	s.mu.Lock()
 	s.health, s.checks, s.readyAt, s.openedAt = healthState{}, nil, 0, s.w.now()
 	s.mu.Unlock()
+	s.hook(ctx, "after-stop", nil)
+	if err := s.hook(ctx, "before-start", nil); err != nil {
+		s.failed(err.Error(), s.spec.OnFailure.Then)
+		return
+	}
 	if err := s.procs.Start(ctx, role, cluster.Epoch(s.epoch.Load())); err != nil {
 		s.failed("start again: "+err.Error(), s.spec.OnFailure.Then)
 		return
 	}
+	s.hook(ctx, "after-start", nil)
 	s.up()
 }
 
@@ -399,8 +437,14 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 func (s *service) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), s.stopTime())
 	defer cancel()
+	if s.everywhere() {
+		s.hook(ctx, "before-stop", nil)
+	}
 	if err := s.procs.Stop(ctx); err != nil {
 		s.w.log.Warn("stop the processes", "service", s.name, "err", err)
+	}
+	if s.everywhere() {
+		s.hook(ctx, "after-stop", nil)
 	}
 	if len(s.addrs) > 0 {
 		if err := s.w.identity.Drop(s.no); err != nil {
@@ -435,7 +479,7 @@ func (s *service) up() {
 // failed notes that the service cannot run here.
 func (s *service) failed(why, then string) {
 	s.mu.Lock()
-	s.health.unhealthy, s.health.gaveUp, s.health.then = why, why, then
+	s.health.unhealthy, s.health.gaveUp, s.health.then, s.gaveUpAt = why, why, then, time.Now()
 	s.mu.Unlock()
 	s.w.log.Warn("the service does not run here", "service", s.name, "why", why)
 	s.step(why, "")
@@ -447,6 +491,9 @@ func (s *service) tell() {
 	s.telling.Lock() // what is told last is what was true last
 	defer s.telling.Unlock()
 	s.mu.Lock()
+	if s.everywhere() && s.health.then == "failover" {
+		s.health.then = "ignore" // there is nobody to take it over
+	}
 	h := core.Health{Service: s.no, Ready: s.health.up && s.health.unhealthy == "", Unhealthy: s.health.unhealthy != "", GaveUp: s.health.gaveUp, Then: s.health.then}
 	s.mu.Unlock()
 	s.w.step(h)

@@ -118,6 +118,12 @@ func (w *world) newService(name string, nodes int) cluster.ServiceSpec {
 	if w.chance(8) {
 		s.WitnessLost = "hold"
 	}
+	if w.o.Seed%7 == 3 { // two of them are too much for one node, and the one called web is worth more
+		s.Load, s.Priority, s.Volumes = 60, 50, nil
+		if name == "web" {
+			s.Priority = 100
+		}
+	}
 	return s
 }
 

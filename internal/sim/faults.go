@@ -278,6 +278,7 @@ func (w *world) heal() {
 	for i := range w.specs.spec.Services {
 		s := &w.specs.spec.Services[i]
 		s.Failover = "automatic"
+		s.Load = 0 // one that only the node of a worthier one may hold would wait for it for ever
 	}
 	w.specs.spec.MaxFailovers = 999 // tells this spec from all before
 	w.mend()
