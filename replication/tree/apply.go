@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -183,6 +184,9 @@ func (t *Tree) setAttr(op *replication.Op) (Stat, error) {
 		t.touch(n, op.Time)
 	} else {
 		n.ctime.Store(op.Time)
+	}
+	if op.Valid&replication.ValidMtime != 0 {
+		n.ctime.Store(time.Now().UnixNano()) // op.Time is what somebody wanted as the mtime
 	}
 	return t.stat(n)
 }

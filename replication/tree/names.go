@@ -281,8 +281,10 @@ func (t *Tree) rename(op *replication.Op) error {
 	}
 	t.stamp(from, op.Time)
 	t.stamp(to, op.Time)
-	if n := t.cache.cached(op.ID); n != nil {
-		n.ctime.Store(op.Time)
+	for _, id := range [...]FileID{op.ID, op.Before} {
+		if n := t.cache.cached(id); n != nil {
+			n.ctime.Store(op.Time)
+		}
 	}
 	return err
 }

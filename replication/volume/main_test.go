@@ -89,18 +89,37 @@ func needFuse(t *testing.T) {
 
 func mountOn(t *testing.T, base string, log volume.Log, role volume.Role, change ...func(*volume.Config)) *mounted {
 	t.Helper()
-	needFuse(t)
-	m := &mounted{dir: filepath.Join(base, "mnt"), back: filepath.Join(base, "back")}
-	if err := tree.Make(m.back); err != nil {
+	return mountWith(t, base, 0, log, role, change...)
+}
+
+// openTree opens a backing directory, made if it is not there, which the test closes at its end.
+func openTree(t *testing.T, dir string) *tree.Tree {
+	t.Helper()
+	tr := settled(t, dir, tree.Options{})
+	t.Cleanup(func() { tr.Close() })
+	return tr
+}
+
+func settled(t *testing.T, dir string, opt tree.Options) *tree.Tree {
+	t.Helper()
+	if err := tree.Make(dir); err != nil {
 		t.Fatal(err)
 	}
-	tr, err := tree.Open(m.back, tree.Options{Mount: m.dir})
+	tr, err := tree.Open(dir, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := tr.Settle(); err != nil {
 		t.Fatal(err)
 	}
+	return tr
+}
+
+func mountWith(t *testing.T, base string, maxOpen int, log volume.Log, role volume.Role, change ...func(*volume.Config)) *mounted {
+	t.Helper()
+	needFuse(t)
+	m := &mounted{dir: filepath.Join(base, "mnt"), back: filepath.Join(base, "back")}
+	tr := settled(t, m.back, tree.Options{Mount: m.dir, MaxOpen: maxOpen})
 	m.tree = tr
 	cfg := volume.Config{Service: "svc", Volume: "data", Index: 1, Mount: m.dir, Tree: tr, Log: log, Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Gate: func() error {
@@ -112,6 +131,7 @@ func mountOn(t *testing.T, base string, log volume.Log, role volume.Role, change
 	for _, c := range change {
 		c(&cfg)
 	}
+	var err error
 	if m.FS, err = volume.New(cfg); err != nil {
 		t.Fatal(err)
 	}
