@@ -7,7 +7,7 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test vet bench-failover clean
+.PHONY: all build demo test vet bench-failover idle clean
 all: build
 build: bin/hanode bin/witness
 
@@ -29,6 +29,9 @@ test: vet build
 bench-failover: build
 	./bin/hanode demo bench --runs $(or $(RUNS),20) --out $(or $(OUT),bench.json) --faults "$(FAULTS)" --profile "$(PROFILE)" \
 	  --peer "$(PEER)" --peers-dir "$(or $(PEERS_DIR),../shared/peers)"
+
+idle: build
+	./bin/hanode demo idle --for $(or $(DURATION),20s) --profile "$(PROFILE)"
 
 clean:
 	rm -rf bin demo-report.json bench.json

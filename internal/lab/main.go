@@ -10,12 +10,14 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 )
 
 const usage = `Shows and measures on this machine what hanode promises, in hosts made of namespaces.
 
   demo [--faults a,b] [--profile P] [--report FILE] [--json]
   demo bench [--runs N] [--faults a,b] [--profile P] [--out FILE] [--peer keepalived,pacemaker] [--peers-dir DIR] [--json]
+  demo idle [--for D] [--profile P] [--out FILE] [--json]      what each process takes of a CPU while nothing happens
   demo faults
 
 `
@@ -29,15 +31,17 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	bench := len(args) > 0 && args[0] == "bench"
+	idle := len(args) > 0 && args[0] == "idle"
 	if len(args) > 0 && args[0] == "faults" {
 		for _, f := range Faults() {
 			fmt.Fprintf(stdout, "%-15s %s\n", f.Name, f.Title)
 		}
 		return 0
 	}
-	if bench {
+	if bench || idle {
 		args = args[1:]
 	}
+	var idleFor time.Duration
 	var cfg Config
 	var file, faults, peers string
 	var asJSON bool
@@ -51,12 +55,16 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&cfg.Dir, "dir", "", "directory for the hosts' state, which must not exist; a temporary one")
 	fs.BoolVar(&cfg.Keep, "keep", false, "leave that directory, to read the logs")
 	fs.BoolVar(&asJSON, "json", false, "the result as JSON on stdout, progress on stderr")
-	if bench {
+	switch {
+	case idle:
+		fs.DurationVar(&idleFor, "for", 20*time.Second, "how long")
+		fs.StringVar(&file, "out", "", "file for the rows")
+	case bench:
 		fs.IntVar(&cfg.Runs, "runs", 5, "of each fault")
 		fs.StringVar(&file, "out", "", "file for the rows")
 		fs.StringVar(&peers, "peer", "", "others to measure on the same faults: keepalived, pacemaker, with a mode after a colon")
 		fs.StringVar(&cfg.PeersDir, "peers-dir", "../shared/peers", "their scripts")
-	} else {
+	default:
 		fs.StringVar(&file, "report", "", "file for the report")
 	}
 	if err := fs.Parse(args); err != nil {
@@ -83,6 +91,9 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	progress := stdout
 	if asJSON {
 		progress = stderr
+	}
+	if idle {
+		return runIdle(ctx, cfg, idleFor, file, asJSON, stdout, stderr, progress)
 	}
 	if bench {
 		return runBench(ctx, cfg, file, asJSON, stdout, stderr, progress)

@@ -45,6 +45,16 @@ func (h *Host) Name() string { return h.spec.Name }
 // Dir is the host's disk: what lies in it survives the host's death, but for run/, which is its /run.
 func (h *Host) Dir() string { return h.dir }
 
+// PID is that of the host's first process, as the lab sees it; 0 when the host is off.
+func (h *Host) PID() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.first == nil {
+		return 0
+	}
+	return h.first.Process.Pid
+}
+
 // Log is the path of a log file of the host.
 func (h *Host) Log(name string) string { return filepath.Join(h.dir, "log", name+".log") }
 
