@@ -27,7 +27,7 @@
 //
 // Start it before the first service can become active and Add each service before its page does. Watch Done: a guard
 // that has died must be started again, with all services, and its absence alarmed. Set the page's TTL before its first
-// deadline. Move the page away from active, draining and fenced before starting processes in the group again.
+// deadline. Call Look after a page has changed its state. Move the page away from active, draining and fenced before starting processes in the group again.
 package guard
 
 import (
@@ -41,6 +41,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -206,6 +207,20 @@ func (g *Guard) Quiesce(ctx context.Context, no cluster.ServiceNo) error {
 func (g *Guard) Resume(ctx context.Context, no cluster.ServiceNo) error {
 	return g.request(ctx, kindResume, no, nil, nil)
 }
+
+// Look tells the guard that a page has changed its state. It neither waits nor fails: a word that is lost costs the guard's own look, a little later.
+func (g *Guard) Look() {
+	raw, err := g.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&lookRequest[0])), uintptr(len(lookRequest)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	})
+}
+
+// lookRequest is a request of kind kindLook.
+var lookRequest, _ = encodeRequest(kindLook, 0, 0, nil) // without messages it cannot fail
 
 // Close leaves the guard alone, as the death of the daemon does: it enforces what is left to enforce and exits. Close
 // waits for that until ctx ends.

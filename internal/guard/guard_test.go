@@ -424,6 +424,7 @@ func TestTheKillComesWithinAMillisecondOfTheDeadline(t *testing.T) {
 	for n := 1; n <= 4; n++ {
 		l.run(t)
 		l.page.Set(1, rt.Now().Add(60*time.Millisecond), page.Active)
+		l.Look()
 		e := l.next(t, Killed)
 		if e.Service != 7 || e.Epoch != 1 || e.Errno != 0 || e.Late < 0 {
 			t.Errorf("%+v", e)
@@ -439,6 +440,28 @@ func TestTheKillComesWithinAMillisecondOfTheDeadline(t *testing.T) {
 	t.Logf("late by %v, the best of 4", best)
 	if best > time.Millisecond && !strings.Contains(l.Refused(), "real-time") {
 		t.Errorf("late by %v", best)
+	}
+}
+
+// The guard sleeps for long while nothing is due; it is told what cannot wait.
+func TestAGuardThatIsToldLooksAtOnce(t *testing.T) {
+	l := startLocal(t)
+	l.add(t)
+	best := time.Hour
+	for range 4 {
+		l.run(t)
+		l.page.Set(1, rt.Now().Add(time.Hour), page.Active)
+		l.Look()
+		asked := rt.Now()
+		l.page.Set(1, 0, page.Fenced)
+		l.Look()
+		best = min(best, l.next(t, Killed).At.Sub(asked))
+		l.page.Set(1, 0, page.Standby)
+		l.Look()
+		until(t, "empty", func() bool { p, _, _ := l.group.State(); return !p })
+	}
+	if best > look/4 {
+		t.Errorf("killed %v after it was told, the best of 4", best)
 	}
 }
 

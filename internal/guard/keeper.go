@@ -21,6 +21,7 @@ const socketFD = 3
 // Main is the guard itself: the hidden subcommand of cmd/hanode. It returns when the daemon has gone and nothing is left
 // to enforce.
 func Main() error {
+	runtime.GOMAXPROCS(1) // there is one goroutine; more would only be looked for
 	runtime.LockOSThread()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE) // only its work or SIGKILL ends it
 	report := rt.EnterWith(rt.Guard())
@@ -94,6 +95,9 @@ func newKeeper(sock int) (*keeper, error) {
 	return k, nil
 }
 
+// idleLook is between two rounds of a guard without services.
+const idleLook = time.Second
+
 // turn is one round: look at each service, act, sleep until the next instant or message. true: nothing is left to do.
 func (k *keeper) turn() bool {
 	wake := k.act(rt.Now())
@@ -108,7 +112,7 @@ func (k *keeper) turn() bool {
 
 // act steps every service and returns when to do so again; 0: never.
 func (k *keeper) act(now cluster.Instant) cluster.Instant {
-	wake := now.Add(10 * look)
+	wake := now.Add(idleLook)
 	if k.sock < 0 {
 		wake = 0
 	}
@@ -232,8 +236,9 @@ func (k *keeper) sleep(wake cluster.Instant) {
 	unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(k.timer), unix.TFD_TIMER_ABSTIME, uintptr(unsafe.Pointer(&k.spec)), 0, 0, 0)
 	k.poll[0] = unix.PollFd{Fd: int32(k.timer), Events: unix.POLLIN}
 	k.poll[1] = unix.PollFd{Fd: int32(k.sock), Events: unix.POLLIN} // a negative one is ignored
-	// Raw: this goroutine keeps its processor, so nothing stands between the timer and the next look.
-	unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&k.poll)), 2, 0, 0, 0, 0)
+	// Announced: a raw wait would keep the runtime's monitor thread awake, which looks a hundred times a second whether this goroutine still holds
+	// its processor, and interrupts it. Nothing else of this process wants the processor, so it is there when the wait is over.
+	unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&k.poll)), 2, 0, 0, 0, 0)
 }
 
 // tell reports to the daemon, or to stderr when there is none any more.
@@ -295,7 +300,7 @@ func (k *keeper) receive() bool {
 			unix.Close(fd)
 		}
 	}
-	if errno != 0 || r.kind != kindQuiesce {
+	if errno != 0 || r.kind != kindQuiesce && r.kind != kindLook {
 		k.answer(answer{kind: kindDone, seq: r.seq, no: r.no, errno: uint32(errno)})
 	}
 	return true
@@ -343,6 +348,8 @@ func (k *keeper) handle(r request) unix.Errno {
 		}
 		s.quiesce, s.waiting = true, r.seq
 		return 0
+	case kindLook:
+		return 0 // the next turn looks
 	case kindResume:
 		if s == nil {
 			return unix.ENOENT

@@ -8,7 +8,9 @@ import (
 )
 
 const (
-	look       = 20 * time.Millisecond  // between two looks at a page that promises nothing for now; far below the shortest lease
+	// look is between two looks at a page that promises nothing for now. A daemon says so when a page has changed its state (Guard.Look); should that be
+	// lost with the daemon, the guard sees a first deadline before 84 % of the shortest lease, 100 ms, have passed.
+	look       = 80 * time.Millisecond
 	killAgain  = 50 * time.Millisecond  // between two kills while a deadline is past: somebody may have been started meanwhile
 	abortAfter = 100 * time.Millisecond // after the deadline: a volume server that still holds its callers is silent
 	freezePart = 16                     // % of the TTL before the deadline at which the processes are frozen (84 % of the lease)

@@ -25,6 +25,7 @@ const (
 	kindHello   = 6 // the guard's first words: what the machine refused it
 	kindDone    = 7 // answer to a request
 	kindEvent   = 8 // something was done
+	kindLook    = 9 // a page has changed its state; there is no answer
 )
 
 const (

@@ -70,6 +70,13 @@ func (n *Node) guardAdd(s *service) error {
 	return n.theGuard().Add(ctx, guard.Service{No: s.no, Page: s.page.File(), Group: s.group, Addresses: n.vips.Deletions(s.no)})
 }
 
+// guardLook tells the guard that a page has changed its state.
+func (n *Node) guardLook() {
+	if g := n.theGuard(); g != nil {
+		g.Look()
+	}
+}
+
 func (n *Node) guardRemove(s *service) {
 	if !s.group.Cgroups() {
 		return

@@ -87,7 +87,11 @@ func (n *Node) extend(a core.Extend) {
 	}
 	s.epoch.Store(uint64(a.Epoch))
 	s.page.SetTTL(a.TTL)
+	begins := s.page.Last().State != page.Active
 	s.page.Set(a.Epoch, a.Deadline, page.Active)
+	if begins {
+		n.guardLook()
+	}
 	if n.gate != nil && len(s.addrs) > 0 {
 		if err := n.gate.Refresh(a.Service, a.Deadline); err != nil {
 			n.gateFailed(s, err)
@@ -115,6 +119,7 @@ func (n *Node) closeTenure(a core.Close) {
 		st = page.Draining
 	}
 	s.page.Set(a.Epoch, 0, st)
+	n.guardLook()
 	if n.gate != nil && len(s.addrs) > 0 {
 		if err := n.gate.Close(a.Service); err != nil {
 			n.gateFailed(s, err)

@@ -211,7 +211,7 @@ func (n *Node) stopService(ctx context.Context, s *service) {
 func (n *Node) world() world {
 	return world{now: n.m.Now, step: n.m.Step, record: n.record, sever: n.sever, identity: n.vips, self: n.dir.Identity.Name, log: n.log,
 		moved: n.moved, run: runHook, raise: n.raise, clear: n.clear,
-		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) },
+		onLoop: func(f func()) { _ = n.m.On(func(*core.Core) { f() }) }, look: n.guardLook,
 		stopped: func(no cluster.ServiceNo) (yes bool) {
 			_ = n.m.On(func(c *core.Core) {
 				if s := c.State().Service(no); s != nil {

@@ -46,6 +46,7 @@ type world struct {
 	sever    func([]netip.Addr) (int, error)        // destroys the sockets on these addresses
 	identity identity
 	onLoop   func(func())                                                  // runs on the loop, where the page is written
+	look     func()                                                        // tells the guard that a page has changed its state
 	stopped  func(cluster.ServiceNo) bool                                  // by order of an operator
 	moved    func(context.Context, cluster.ServiceNo, cluster.Epoch) *move // what the log says of the move that made an epoch
 	run      func(ctx context.Context, argv, env []string) error           // runs the program of a hook
@@ -337,6 +338,7 @@ func (s *service) asStandby() {
 	s.w.onLoop(func() {
 		if !s.active.Load() {
 			s.page.Set(cluster.Epoch(s.epoch.Load()), 0, page.Standby)
+			s.w.look()
 		}
 	})
 	s.mu.Lock()
