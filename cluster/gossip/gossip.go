@@ -69,7 +69,7 @@ type Config struct {
 	// Health is asked every HealthEvery (1 s), and at once after Changed.
 	Health      func() Health
 	HealthEvery time.Duration
-	// ProbeEvery is how often one member is probed (100 ms); everything that is spread waits for up to a fifth of it. It is most of what gossip
+	// ProbeEvery is how often one member is probed (100 ms); everything that is spread waits for up to half of it. It is most of what gossip
 	// costs a member that has nothing to say.
 	ProbeEvery time.Duration
 	// State, if set, is what is given to each member every 30 s and to every newcomer; at most MaxState bytes. OnState
@@ -157,7 +157,7 @@ func (g *Gossip) tuning(t memberlist.Transport) *memberlist.Config {
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.ProbeInterval, c.ProbeTimeout = g.cfg.ProbeEvery, g.cfg.ProbeEvery/2
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = 3, 2
-	c.GossipInterval, c.GossipNodes = g.cfg.ProbeEvery/5, 3
+	c.GossipInterval, c.GossipNodes = g.cfg.ProbeEvery/2, 3
 	c.GossipToTheDeadTime = 10 * time.Second
 	c.AwarenessMaxMultiplier = 2
 	c.IndirectChecks = 1

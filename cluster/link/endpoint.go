@@ -12,12 +12,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hanode/hanode/cluster"
 )
 
-// tick is how often gaps are filled and paths are judged at most; with slow beats it is done less often, see pace.
+// tick is how often gaps are filled and paths are judged at most; with slow beats it is done less often, see maintain.
 const tick = 10 * time.Millisecond
 
 // Endpoint is the port of this process. All methods may be called concurrently.
@@ -28,9 +26,11 @@ type Endpoint struct {
 	wall   func() time.Time
 	limits Limits
 	socks  []*socket
+	reader *reader
 	count  counters
 	probes probeTable
 	wake   chan struct{} // there is keying to do
+	pulse  chan struct{} // a caller sends its beat
 
 	keys   atomic.Pointer[map[uint64]*rxKey] // by key id; replaced, never changed
 	byTag  atomic.Pointer[map[uint64]*Mesh]  // replaced, never changed
@@ -53,7 +53,7 @@ func Listen(cfg Config) (*Endpoint, error) {
 	}
 	e := &Endpoint{
 		cfg: cfg, log: cfg.Log, now: cfg.Now, wall: cfg.Wall, limits: cfg.Limits.withDefaults(),
-		wake: make(chan struct{}, 1), meshes: map[string]*Mesh{},
+		wake: make(chan struct{}, 1), pulse: make(chan struct{}, 1), meshes: map[string]*Mesh{},
 		handshakes: map[netip.Addr]int{}, conns: map[io.Closer]struct{}{},
 	}
 	if e.log == nil {
@@ -75,6 +75,11 @@ func Listen(cfg Config) (*Endpoint, error) {
 		}
 		e.socks = append(e.socks, s)
 		e.warnIfAbsent(addr.Addr())
+	}
+	var err error
+	if e.reader, err = newReader(e.socks); err != nil {
+		e.closeSockets()
+		return nil, err
 	}
 	return e, nil
 }
@@ -121,8 +126,8 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	for _, s := range e.socks {
 		e.wg.Go(func() { e.accept(ctx, s) })
-		e.wg.Go(func() { e.read(ctx, s, cancel) })
 	}
+	e.wg.Go(func() { e.read(ctx, cancel) })
 	e.maintain(ctx)
 	cause := context.Cause(ctx)
 	e.Close()
@@ -152,6 +157,9 @@ func (e *Endpoint) Close() {
 }
 
 func (e *Endpoint) closeSockets() {
+	if e.reader != nil {
+		e.reader.close()
+	}
 	for _, s := range e.socks {
 		s.close()
 	}
@@ -203,40 +211,57 @@ func (e *Endpoint) mesh(clusterID string) *Mesh {
 	return e.meshes[clusterID]
 }
 
-// pace is how often gaps are to be filled and paths to be judged: twice in the shortest beat of all meshes.
+// pace is the shortest beat of all meshes.
 func (e *Endpoint) pace() time.Duration {
-	p := 5 * tick
+	p := 10 * tick
 	for _, m := range e.allMeshes() {
-		p = min(p, time.Duration(m.beat.Load())/2)
+		p = min(p, time.Duration(m.beat.Load()))
 	}
-	return max(p, tick)
+	return max(p, 2*tick)
 }
 
-// maintain is the heartbeat of all meshes.
+// maintain fills gaps and judges paths of all meshes: with each Pulse, so that a process whose callers send in time wakes up for both at once, and
+// twice in a beat when there is none.
 func (e *Endpoint) maintain(ctx context.Context) {
-	pace := e.pace()
-	t := time.NewTimer(pace)
+	wait := e.pace() / 2
+	armed := wait
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	var last, holdUntil, noHoldBefore cluster.Instant
 	for {
 		// After a stall of this process the frames of that time are still to be read: nobody is silent yet. But a process
 		// that is always late must judge all the same.
 		now := e.now()
-		if last != 0 && now.Sub(last) > pace+2*tick && now >= noHoldBefore {
+		if last != 0 && now.Sub(last) > armed+2*tick && now >= noHoldBefore {
 			holdUntil, noHoldBefore = now.Add(2*tick), now.Add(200*time.Millisecond)
 		}
 		last = now
 		for _, m := range e.allMeshes() {
 			m.tick(now, now >= holdUntil)
 		}
-		pace = e.pace()
-		t.Reset(pace)
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		case <-e.wake:
+		armed = wait
+		t.Reset(armed)
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				wait, due = e.pace()/2, true
+			case <-e.wake:
+				wait, due = e.pace()/2, true
+			case <-e.pulse:
+				wait = e.pace() * 3 / 2
+				due = e.now().Sub(last) >= wait/3 // one of several meshes may have pulsed just before
+			}
 		}
+	}
+}
+
+// Pulse says that the caller sends its beat now: what else is due is done with it. It does not wait.
+func (m *Mesh) Pulse() {
+	select {
+	case m.e.pulse <- struct{}{}:
+	default:
 	}
 }
 
@@ -310,38 +335,19 @@ func (e *Endpoint) leave(ip netip.Addr) {
 	}
 }
 
-// read takes datagrams of one socket.
-func (e *Endpoint) read(ctx context.Context, s *socket, fail context.CancelCauseFunc) {
-	buf := make([]byte, 2048)
-	var source rawAddr
-	var n int
-	var failed error
-	take := func(fd uintptr) bool {
-		n, failed = receiveRaw(fd, buf, &source)
-		return failed != unix.EAGAIN // else wait until there is something
-	}
-	for {
-		err := s.raw.Read(take)
-		if err == nil {
-			err = failed
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			if errors.Is(err, net.ErrClosed) {
-				fail(fmt.Errorf("the udp socket of %v was closed", s.addr))
-				return
-			}
+// read takes the datagrams of all sockets.
+func (e *Endpoint) read(ctx context.Context, fail context.CancelCauseFunc) {
+	var complained cluster.Instant
+	err := e.reader.run(ctx, func(s *socket, b []byte, from *rawAddr) {
+		e.datagram(s, b, from.addrPort(), e.now())
+	}, func(s *socket, err error) {
+		if now := e.now(); complained == 0 || now.Sub(complained) > time.Second { // an error that stays must not fill the log
+			complained = now
 			e.log.Warn("reading datagrams", "address", s.addr, "error", err)
-			select { // an error that stays must not become a busy loop
-			case <-ctx.Done():
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-			continue
 		}
-		e.datagram(s, buf[:n], source.addrPort(), e.now())
+	})
+	if err != nil {
+		fail(fmt.Errorf("reading datagrams: %w", err))
 	}
 }
 

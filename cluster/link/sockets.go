@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"syscall"
 	"time"
@@ -17,9 +18,18 @@ import (
 type socket struct {
 	addr netip.AddrPort // as bound
 	tcp  *net.TCPListener
-	udp  *net.UDPConn
+	udp  *os.File // not watched by the runtime, see reader
 	raw  syscall.RawConn
 	v6   bool // takes IPv6 socket addresses only
+}
+
+// control runs f with the UDP socket's descriptor, which stays open meanwhile.
+func (s *socket) control(f func(fd uintptr) error) error {
+	var err error
+	if cerr := s.raw.Control(func(fd uintptr) { err = f(fd) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // openSocket binds both protocols of addr. With port 0 it takes one that is free in both.
@@ -52,7 +62,13 @@ func bindBoth(addr netip.AddrPort) (*socket, error) {
 		tcp.Close()
 		return nil, bindError("udp", bound, err)
 	}
-	udp := pc.(*net.UDPConn)
+	// A copy of the descriptor is out of the runtime's poll set; with the first one closed the socket is.
+	udp, err := pc.(*net.UDPConn).File()
+	pc.Close()
+	if err != nil {
+		tcp.Close()
+		return nil, fmt.Errorf("udp socket of %v: %w", bound, err)
+	}
 	raw, err := udp.SyscallConn()
 	if err != nil {
 		tcp.Close()

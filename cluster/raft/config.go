@@ -51,6 +51,9 @@ type Config struct {
 	SnapshotThreshold uint64        // entries since the last snapshot that make a new one; 1024
 	TrailingLogs      uint64        // entries kept behind a snapshot for followers that lag; 512
 
+	// Beat is what heartbeats wait for, for beatWithin at most; nil: they leave when hashicorp/raft wants them to, ten times within HeartbeatTimeout.
+	Beat *Beat
+
 	// Probe encodes a command without effect. When set, the leader commits one per ProbeEvery (1 s); two misses in a row
 	// are treated like a hung disk, because a leader that cannot commit must not keep the lead.
 	Probe      func() []byte
@@ -120,6 +123,7 @@ func (c Config) check() error {
 	need(c.Stream != nil, "stream: none given")
 	need(c.HeartbeatTimeout >= 20*time.Millisecond && c.HeartbeatTimeout <= 10*time.Second,
 		"heartbeat timeout %v: choose 20ms to 10s", c.HeartbeatTimeout)
+	need(c.Beat == nil || c.HeartbeatTimeout >= 5*beatWithin, "heartbeat timeout %v: with heartbeats that wait for beats choose at least %v", c.HeartbeatTimeout, 5*beatWithin)
 	need(c.CommitTimeout >= time.Millisecond && c.CommitTimeout <= c.HeartbeatTimeout,
 		"commit timeout %v: choose 1ms to %v", c.CommitTimeout, c.HeartbeatTimeout)
 	need(c.TransportTimeout > 0, "transport timeout %v: choose more than 0", c.TransportTimeout)
@@ -133,7 +137,9 @@ func (c Config) hashicorp() *hraft.Config {
 	h.LocalID = hraft.ServerID(c.ServerID)
 	h.HeartbeatTimeout = c.HeartbeatTimeout
 	h.ElectionTimeout = c.HeartbeatTimeout
-	h.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
+	// The leader looks at what is left of its lease since the oldest answer: with half of the time-out, and heartbeats that wait for beats, that would be
+	// every few milliseconds. Nothing relies on a leader that has stepped down by itself.
+	h.LeaderLeaseTimeout = c.HeartbeatTimeout
 	h.CommitTimeout = c.CommitTimeout
 	h.MaxAppendEntries = 64
 	h.SnapshotInterval = c.SnapshotEvery
@@ -144,6 +150,12 @@ func (c Config) hashicorp() *hraft.Config {
 	h.Logger = newHCLog(c.Log)
 	return h
 }
+
+// beatWithin is the longest time between two heartbeats to a member, and at most a fifth of any HeartbeatTimeout that Beat is used with.
+const beatWithin = 120 * time.Millisecond
+
+// kickPause is between two kicks of one member.
+const kickPause = 300 * time.Millisecond
 
 // AlarmKind says what an Alarm is about.
 type AlarmKind string

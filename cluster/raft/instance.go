@@ -89,7 +89,7 @@ func (g *Group) build(in *instance) (err error) {
 	if err != nil {
 		return err
 	}
-	in.raft, err = hraft.NewRaft(g.cfg.hashicorp(), &replayer{m: g.machine}, logs, g.store, g.snaps, &patient{transport: in.trans, over: in.over, raft: in.built.Load})
+	in.raft, err = hraft.NewRaft(g.cfg.hashicorp(), &replayer{m: g.machine}, logs, g.store, g.snaps, &patient{transport: in.trans, over: in.over, raft: in.built.Load, beat: g.cfg.Beat, pace: beatWithin, stay: g.cfg.HeartbeatTimeout / 2})
 	if err == nil {
 		in.built.Store(in.raft)
 	}

@@ -91,8 +91,8 @@ func (g *Group) watch(in *instance) {
 
 // Kick makes this member a candidate at once, without a pre-vote and although others still believe in the old leader:
 // the caller's own detector says that the leader is dead. It is an ordinary vote, so Raft stays safe whoever kicks; but
-// the old leader, if it lives, may call itself leader for half a HeartbeatTimeout more. At most one kick is made per
-// HeartbeatTimeout. It is refused on a leader and on a member without a vote.
+// the old leader, if it lives, may call itself leader for a HeartbeatTimeout more. At most one kick is made per
+// kickPause. It is refused on a leader and on a member without a vote.
 //
 // It does not help a member whose log is behind another voter's: that one refuses its vote and must itself be kicked,
 // a little later. And it does nothing once the election timer of hashicorp/raft has fired here, which is why timers are
@@ -108,13 +108,13 @@ func (g *Group) Kick() error {
 		return fmt.Errorf("kick refused: %s has no vote in the group", g.cfg.ServerID)
 	}
 	g.kickMu.Lock()
-	soon := !g.lastKick.IsZero() && time.Since(g.lastKick) < g.cfg.HeartbeatTimeout
+	soon := !g.lastKick.IsZero() && time.Since(g.lastKick) < min(kickPause, g.cfg.HeartbeatTimeout)
 	if !soon {
 		g.lastKick = time.Now()
 	}
 	g.kickMu.Unlock()
 	if soon {
-		return fmt.Errorf("kick refused: the last one was less than %v ago", g.cfg.HeartbeatTimeout)
+		return fmt.Errorf("kick refused: the last one was less than %v ago", min(kickPause, g.cfg.HeartbeatTimeout))
 	}
 	if err := in.timeoutNow(g.cfg.ServerID, g.cfg.ServerID); err != nil {
 		return fmt.Errorf("kick %s: %w", g.cfg.ServerID, err)

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
@@ -14,6 +15,42 @@ type patient struct {
 	transport
 	over context.Context
 	raft func() *hraft.Raft // nil until it is built
+
+	beat *Beat         // nil: heartbeats do not wait
+	pace time.Duration // the longest that one waits, counted from the one before
+	stay time.Duration // for how long heartbeats are sent before hashicorp/raft hears of their success
+	mu   sync.Mutex
+	last map[hraft.ServerID]time.Time // heartbeat to each member
+}
+
+// hold keeps a heartbeat until the caller sends as well, but not beyond the pace, and two thirds of it in any case: that is often enough. A first one, to a member that was
+// not talked to for long, leaves at once.
+func (t *patient) hold(id hraft.ServerID) {
+	t.mu.Lock()
+	last := t.last[id]
+	t.mu.Unlock()
+	rest := t.pace - time.Since(last)
+	if rest > 0 {
+		full := time.NewTimer(rest)
+		defer full.Stop()
+		for beat := t.beat.Next(); ; beat = t.beat.Next() {
+			select {
+			case <-full.C:
+			case <-t.over.Done():
+			case <-beat:
+				if time.Since(last) < t.pace*2/3 {
+					continue
+				}
+			}
+			break
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last == nil || len(t.last) > 64 {
+		t.last = map[hraft.ServerID]time.Time{}
+	}
+	t.last[id] = time.Now()
 }
 
 // patientPause is between two attempts.
@@ -21,10 +58,20 @@ const patientPause = 50 * time.Millisecond
 
 // AppendEntries sends entries, or a heartbeat.
 func (t *patient) AppendEntries(id hraft.ServerID, to hraft.ServerAddress, q *hraft.AppendEntriesRequest, a *hraft.AppendEntriesResponse) error {
-	err := t.transport.AppendEntries(id, to, q, a)
-	if q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && len(q.Entries) == 0 && q.LeaderCommitIndex == 0 {
-		return err // a heartbeat
+	if q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && len(q.Entries) == 0 && q.LeaderCommitIndex == 0 { // a heartbeat
+		if t.beat == nil {
+			return t.transport.AppendEntries(id, to, q, a)
+		}
+		// Several at a time: before each call hashicorp/raft waits on a timer of its own.
+		for began := time.Now(); ; *a = (hraft.AppendEntriesResponse{}) {
+			t.hold(id)
+			err := t.transport.AppendEntries(id, to, q, a)
+			if err != nil || time.Since(began) >= t.stay || !t.worthwhile(id, q.Term) {
+				return err
+			}
+		}
 	}
+	err := t.transport.AppendEntries(id, to, q, a)
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for err != nil && t.worthwhile(id, q.Term) {

@@ -58,6 +58,7 @@ type Deps struct {
 	Log  *slog.Logger           // nil: none
 	Now  func() cluster.Instant // nil: rt.Now
 	Role func() string          // "active" or "standby"; a check runs only where its `from` names the role. Must not block
+	Turn func() <-chan struct{} // closed when the process next wakes up anyway: role and life are looked at then; nil: every 50 ms
 	Life func() uint64          // changes whenever the service starts anew (epoch, restart): judges start anew then. Must not block
 
 	Paused func(check string) bool // an operator has paused it: it is not run. nil: none is. Must not block
@@ -135,7 +136,11 @@ func run(ctx context.Context, specs []cluster.CheckSpec, d Deps, p prober, onCha
 
 // watch tells all loops when role or life have changed.
 func watch(ctx context.Context, d *Deps, loops []*loop) {
-	look := time.NewTicker(lookEvery)
+	every := lookEvery
+	if d.Turn != nil {
+		every *= 20 // if nobody took turns any more
+	}
+	look := time.NewTicker(every)
 	defer look.Stop()
 	var role string
 	var life uint64
@@ -152,9 +157,15 @@ func watch(ctx context.Context, d *Deps, loops []*loop) {
 			}
 		}
 		role, life = r, n
+		var turn <-chan struct{}
+		if d.Turn != nil {
+			turn = d.Turn()
+			look.Reset(every)
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-turn:
 		case <-look.C:
 		}
 	}

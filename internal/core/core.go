@@ -61,6 +61,8 @@ type Core struct {
 	relatedOf *cluster.Spec // the spec that related has looked at
 	relatedIs bool
 	lastTick  cluster.Instant
+	lastBeat  cluster.Instant
+	followed  bool // beats go out with the answers to renewals, see withRenewal
 
 	proposals map[uint64]func(*Core, state.Outcome, error)
 	lastProp  uint64

@@ -335,8 +335,7 @@ func TestStickyEndsAlthoughTheSpecForbidsItNow(t *testing.T) {
 	k.apply(&state.Command{SpecApply: &state.SpecApply{Base: 1, Compiled: compiled}})
 	for range 40 {
 		k.hear(w, &Beat{Inc: 1})
-		k.ack(w, 1)
-		for _, x := range k.step(Tick{}) {
+		for _, x := range append(k.ack(w, 1), k.step(Tick{})...) {
 			if p, ok := x.(Propose); ok && p.Command.Sticky != nil && p.Command.Sticky.Off {
 				return
 			}

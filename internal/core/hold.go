@@ -100,6 +100,9 @@ func (c *Core) onAck(from cluster.MemberNo, a *Ack) {
 		}
 		v.holder.Ack(c.now, from, l.Epoch, l.TTL, a.Sent)
 		c.extend(v)
+		if v.holder.Sticky {
+			c.tendSticky(v) // its end needs fresh acknowledgements: now they are
+		}
 	}
 }
 

@@ -88,11 +88,11 @@ const planEvery = 10 * time.Millisecond
 
 // planAgain is when the leader must look again: in calm with the next beat, or when the holder that was silent for longest would count
 // as silent; at once while something moves or nobody serves.
-func (c *Core) planAgain() time.Duration {
-	again := c.renewEvery()
+func (c *Core) planAgain() cluster.Instant {
+	again := c.nextTurn(c.renewEvery())
 	kick := c.st.Timing().Kick
 	if len(c.st.Group.Sets) > 1 {
-		return planEvery
+		return c.now.Add(planEvery)
 	}
 	for _, v := range c.svcs {
 		s := c.rec(v)
@@ -101,9 +101,9 @@ func (c *Core) planAgain() time.Duration {
 		}
 		age := c.age(s.Lock.Holder.Node)
 		if _, released := v.released[s.Lock.Epoch]; v.move != nil || released || s.Lock.Holder.Node == 0 || age >= kick {
-			return planEvery
+			return c.now.Add(planEvery)
 		}
-		again = min(again, max(kick-age, time.Millisecond))
+		again = min(again, c.now.Add(max(kick-age, time.Millisecond)))
 	}
 	return again
 }
@@ -119,7 +119,7 @@ func (c *Core) lead() {
 		}
 		c.settle(view)
 		c.standAside(view)
-		c.nextPlan = c.now.Add(c.planAgain())
+		c.nextPlan = c.planAgain()
 	}
 	for _, v := range c.svcs {
 		c.collect(v)

@@ -23,6 +23,7 @@ const (
 	KindPromise    Kind = 5
 	KindRelease    Kind = 6
 	KindGranted    Kind = 7
+	KindBundle     Kind = 8 // several frames, see Bundle
 )
 
 // Frame is a message of the lease channel.

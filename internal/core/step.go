@@ -23,6 +23,7 @@ func (c *Core) Step(now cluster.Instant, wall int64, ev Event) []Action {
 	c.expire()
 	switch e := ev.(type) {
 	case Tick:
+		c.followed = false
 		c.tick()
 	case Received:
 		c.receive(e.From, e.Frame)
@@ -104,7 +105,32 @@ func (c *Core) idle() time.Duration {
 			return busyTick
 		}
 	}
-	return min(max(busyTick, c.renewEvery()), 5*busyTick)
+	return min(max(busyTick, c.renewEvery()*9/8), 6*busyTick) // the turns of beats and renewals come first
+}
+
+// nextTurn is when what recurs every d is due again. Turns begin at whole multiples of d, so that all that recurs meets, and a late turn does not
+// put the next one off. A member that beats with the renewals of another one leaves them an eighth more, because a turn of its own just before the renewal would make two
+// wake-ups of one.
+func (c *Core) nextTurn(d time.Duration) cluster.Instant {
+	if c.followed {
+		return c.now.Add(d + d/8)
+	}
+	return c.now.Add(d - time.Duration(c.now)%d)
+}
+
+// withRenewal lets time pass at the arrival of a renewal, if the member's own turn is near: its beat goes out together with the acknowledgement. When renewals end,
+// its own turns go on an eighth of an interval later.
+func (c *Core) withRenewal() {
+	every := c.renewEvery()
+	if c.now.Sub(c.lastBeat) < every*3/4 {
+		return
+	}
+	c.followed = true
+	c.nextBeat = c.now
+	if c.nextPlan.Sub(c.now) < every/2 {
+		c.nextPlan = c.now
+	}
+	c.tick()
 }
 
 func (c *Core) tick() {
@@ -118,11 +144,11 @@ func (c *Core) tick() {
 		c.tend(v)
 	}
 	if c.now >= c.nextRenew {
-		c.nextRenew = c.now.Add(c.renewEvery())
+		c.nextRenew = c.now.Add(c.renewEvery() - time.Duration(c.now)%c.renewEvery())
 		c.renew()
 	}
 	if c.now >= c.nextBeat {
-		c.nextBeat = c.now.Add(c.renewEvery())
+		c.nextBeat, c.lastBeat = c.nextTurn(c.renewEvery()), c.now
 		c.beat()
 	}
 	c.kick()
@@ -262,6 +288,7 @@ func (c *Core) onRenew(from cluster.MemberNo, r *Renew) {
 	}
 	if len(a.Leases) > 0 {
 		c.do(Send{from, a})
+		c.withRenewal()
 	}
 }
 

@@ -80,7 +80,7 @@ var mayImport = map[string][]string{
 	"internal/house":       {},
 	"internal/core":        {"cluster", "cluster/lock", "cluster/lease", "cluster/state", "failover/plan", "internal/pbwire"},
 	"internal/sim":         {"cluster", "failover/plan", "internal/core"},
-	"internal/member":      {"cluster", "failover/plan", "internal/core", "internal/pki"},
+	"internal/member":      {"cluster", "failover/plan", "internal/core", "internal/pki", "internal/rt"},
 	"internal/witness":     {"cluster", "internal/core", "internal/member", "internal/pki", "internal/rt"},
 	"internal/api":         {"cluster"},
 	"internal/ui":          {"cluster", "internal/api"},

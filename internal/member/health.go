@@ -19,6 +19,7 @@ import (
 	"github.com/hanode/hanode/cluster/link"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // A packet of memberlist must fit into a datagram of the links.
@@ -45,7 +46,7 @@ type Health struct {
 const healthEvery = 2 * time.Second
 
 // probeEvery is memberlist's pace: its judgement is only hearsay here, and the beats of the lease channel are ten times quicker.
-const probeEvery = time.Second
+const probeEvery = 2 * time.Second
 
 // minLateness is from how many samples on the lateness is told: with fewer, a p99.9 is only the worst of the start.
 const minLateness = 1000
@@ -147,13 +148,14 @@ const KeysFollow = 2*keysEvery + time.Second
 
 // followKeys makes the ring what the log says: new keys are added before the first one encrypts, and old ones dropped after.
 func (h *health) followKeys(ctx context.Context, g *gossip.Gossip, have [][]byte) {
-	t := time.NewTicker(keysEvery)
+	t := rt.NewTicker(keysEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			t.Next()
 		}
 		want, err := h.keys()
 		if err != nil {

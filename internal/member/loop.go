@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,20 +14,41 @@ import (
 	"github.com/hanode/hanode/cluster/link"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/rt"
 )
 
-// loop is the one goroutine that touches the core. Everything reaches it as a function; it never waits for anything but them and
-// the clock.
+// loop owns the core: whoever holds its lock is on the loop. Events, commands and answers reach it as functions, in their order; a frame is given to the
+// core by the goroutine that read it, if nobody else is on the loop just then, because to wake up another one would cost more than the frame does.
+// Nothing on the loop ever waits.
 type loop struct {
 	m     *Member
 	in    chan func()
 	done  chan struct{} // closed when the loop has ended
 	drops atomic.Uint64
-	own   []core.Event // what the loop's own callees have for the core; it cannot wait for itself
+	clock *rt.Alarm
+
+	mu    sync.Mutex
+	over  bool
+	due   cluster.Instant // when time passes next
+	armed cluster.Instant // what the clock is set to
+	own   []core.Event    // what the loop's own callees have for the core; it cannot wait for itself
+	mail  []letter        // frames of the event at hand; they leave together when it has been carried out
+	beats bool            // a beat is among them
 }
 
-func newLoop(m *Member) *loop {
-	return &loop{m: m, in: make(chan func(), 1024), done: make(chan struct{})}
+// letter is what goes to one member.
+type letter struct {
+	to   cluster.MemberNo
+	kind core.Kind
+	body []byte
+}
+
+func newLoop(m *Member) (*loop, error) {
+	clock, err := rt.NewAlarm()
+	if err != nil {
+		return nil, err
+	}
+	return &loop{m: m, in: make(chan func(), 1024), done: make(chan struct{}), clock: clock}, nil
 }
 
 var errStopped = errors.New("the daemon is stopping")
@@ -66,28 +88,55 @@ func (l *loop) post(f func(), mayDrop bool) {
 // run is the loop.
 func (l *loop) run(ctx context.Context) {
 	defer close(l.done)
-	due := l.m.now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	var ringing sync.WaitGroup
+	ringing.Go(func() {
+		for l.clock.Wait() {
+			l.mu.Lock()
+			l.armed = 0
+			l.turn()
+			l.mu.Unlock()
+		}
+	})
+	defer func() {
+		l.mu.Lock()
+		l.over = true
+		l.mu.Unlock()
+		l.clock.Close()
+		ringing.Wait()
+	}()
+	l.mu.Lock()
+	l.due = l.m.now()
+	l.turn()
+	l.mu.Unlock()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case f := <-l.in:
+			l.mu.Lock()
 			f()
 			l.finish()
 			l.drain()
-		case <-timer.C:
+			l.turn()
+			l.mu.Unlock()
 		}
-		// Whatever else there is to do, time passes when it is due.
-		if now := l.m.now(); now >= due {
-			l.late(now, now.Sub(due))
-			l.step(core.Tick{})
-			l.finish()
-		}
-		now := l.m.now()
-		due = l.m.core.Next(now)
-		timer.Reset(due.Sub(now))
+	}
+}
+
+// turn lets time pass when it is due, whatever else there is to do, and sets the clock to when it is due again.
+func (l *loop) turn() {
+	if l.over {
+		return
+	}
+	if now := l.m.now(); now >= l.due {
+		l.late(now, now.Sub(l.due))
+		l.step(core.Tick{})
+		l.finish()
+	}
+	l.due = l.m.core.Next(l.m.now())
+	if l.due != l.armed {
+		l.armed = l.due
+		l.clock.Set(l.due)
 	}
 }
 
@@ -137,7 +186,7 @@ func (l *loop) carryOut(actions []core.Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case core.Send:
-			l.send(a)
+			l.write(a)
 		case core.Propose:
 			go l.propose(a)
 		case core.Kick:
@@ -153,6 +202,7 @@ func (l *loop) carryOut(actions []core.Action) {
 			l.m.local.Do(a)
 		}
 	}
+	l.dispatch()
 }
 
 func (l *loop) serverID(n cluster.MemberNo) string {
@@ -162,13 +212,44 @@ func (l *loop) serverID(n cluster.MemberNo) string {
 	return ""
 }
 
-func (l *loop) send(a core.Send) {
-	p := l.m.core.State().Member(a.To)
-	if p == nil {
-		return
+// write puts a frame into the letter to its member.
+func (l *loop) write(a core.Send) {
+	_, beat := a.Frame.(*core.Beat)
+	l.beats = l.beats || beat
+	kind, body := a.Frame.Kind(), core.EncodeFrame(a.Frame)
+	for i := range l.mail {
+		old := &l.mail[i]
+		if old.to != a.To {
+			continue
+		}
+		b, ok := old.body, true
+		if old.kind != core.KindBundle {
+			b, ok = core.Bundle(nil, old.kind, old.body, link.MaxPayload)
+		}
+		if ok {
+			b, ok = core.Bundle(b, kind, body, link.MaxPayload)
+		}
+		if ok {
+			old.kind, old.body = core.KindBundle, b
+			return
+		}
 	}
-	// A lost frame is repeated by whoever needs it; why it was lost is in the link's counters.
-	_ = l.m.mesh.Send(p.ID, byte(a.Frame.Kind()), core.EncodeFrame(a.Frame))
+	l.mail = append(l.mail, letter{a.To, kind, body})
+}
+
+// dispatch sends the letters. A lost frame is repeated by whoever needs it; why it was lost is in the link's counters.
+func (l *loop) dispatch() {
+	for i := range l.mail {
+		if p := l.m.core.State().Member(l.mail[i].to); p != nil {
+			_ = l.m.mesh.Send(p.ID, byte(l.mail[i].kind), l.mail[i].body)
+		}
+	}
+	clear(l.mail)
+	l.mail = l.mail[:0]
+	if l.beats {
+		l.beats = false
+		l.m.beaten()
+	}
 }
 
 // proposeTimeout bounds one attempt to have a command committed; the core asks again for what it still wants.
@@ -184,22 +265,36 @@ func (l *loop) propose(a core.Propose) {
 	l.post(func() { l.step(core.Proposed{ID: a.ID, Outcome: o, Err: err}) }, false)
 }
 
-// receive passes a datagram on. It runs on the goroutine that reads the socket.
+// receive passes a datagram on. It runs on the goroutine that reads the sockets.
 func (l *loop) receive(d link.Datagram) {
-	f, err := core.DecodeFrame(core.Kind(d.Kind), d.Payload)
+	frames, err := core.Unbundle(core.Kind(d.Kind), d.Payload)
 	if err != nil {
 		l.m.malformed.Add(1)
 		return
 	}
-	if a, ok := f.(*core.Ack); ok && l.m.cfg.OnRenewed != nil && a.Inc == l.m.cfg.Dir.Inc {
-		l.m.cfg.OnRenewed(l.m.now().Sub(a.Sent))
+	for _, f := range frames {
+		if a, ok := f.(*core.Ack); ok && l.m.cfg.OnRenewed != nil && a.Inc == l.m.cfg.Dir.Inc {
+			l.m.cfg.OnRenewed(l.m.now().Sub(a.Sent))
+		}
 	}
 	from := d.From
-	l.post(func() {
+	take := func() {
 		if p := l.m.core.State().MemberByID(from); p != nil {
-			l.step(core.Received{From: p.No, Frame: f})
+			for _, f := range frames {
+				l.step(core.Received{From: p.No, Frame: f})
+			}
 		}
-	}, true)
+	}
+	if !l.mu.TryLock() {
+		l.post(take, true)
+		return
+	}
+	defer l.mu.Unlock()
+	if !l.over {
+		take()
+		l.finish()
+		l.turn()
+	}
 }
 
 // machine is the replicated state machine as cluster/raft sees it; it lives on the loop.
@@ -235,7 +330,10 @@ func (f machine) Voters(index uint64, servers []hraft.Server) {
 			voters = append(voters, string(s.ID))
 		}
 	}
-	_ = f.l.call(func() { f.l.carryOut(f.l.m.core.Voters(f.l.m.now(), voters)) })
+	_ = f.l.call(func() {
+		f.l.carryOut(f.l.m.core.Voters(f.l.m.now(), voters))
+		f.l.m.tellFollowers()
+	})
 }
 
 func (f machine) Snapshot() ([]byte, error) {

@@ -105,6 +105,7 @@ type Member struct {
 	malformed atomic.Uint64
 	leaving   bool // this member was removed; only on the loop
 	leading   atomic.Bool
+	beat      raft.Beat
 	logTime   atomic.Int64
 	health    health
 	place     place
@@ -136,7 +137,9 @@ func New(cfg Config) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.loop = newLoop(m)
+	if m.loop, err = newLoop(m); err != nil {
+		return nil, err
+	}
 	role, err := pki.ParseRole(m.ident.Role)
 	if err != nil {
 		return nil, err
@@ -179,7 +182,7 @@ func (m *Member) open(addrs []netipAddr, role cluster.Role) error {
 	}
 	m.group, err = raft.Open(raft.Config{Dir: dir, ClusterID: m.ident.ClusterID, ServerID: m.serverID, FSM: machine{m.loop}, Stream: &stream{m: m, l: m.mesh.Listener(link.Raft, nil)},
 		Log: m.log, Ballast: m.cfg.Ballast, Slow: m.cfg.Slow, Probe: func() []byte { return (&state.Command{Nop: &state.Nop{}}).Encode() },
-		CommitTimeout: commitTimeout, Heir: m.place.Heir, OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
+		HeartbeatTimeout: raftTimeout, CommitTimeout: commitTimeout, Beat: &m.beat, Heir: m.place.Heir, OnState: m.onState, OnAlarm: m.onAlarm, OnFatal: func(err error) { m.fatal(err) }})
 	if err != nil {
 		m.mesh.Close()
 		return err
@@ -285,6 +288,15 @@ func (m *Member) Run(ctx context.Context) error {
 	return err
 }
 
+// beaten runs on the loop when this member has sent its beats: what else is due at that pace is done with them, so that the process wakes up once for all.
+func (m *Member) beaten() {
+	m.mesh.Pulse()
+	m.beat.Pulse()
+}
+
+// NextBeat is closed when this member sends its beats again.
+func (m *Member) NextBeat() <-chan struct{} { return m.beat.Next() }
+
 // On runs f on the loop with the core, for those who read the state or hand in events.
 func (m *Member) On(f func(*core.Core)) error { return m.loop.call(func() { f(m.core) }) }
 
@@ -383,13 +395,21 @@ func (m *Member) applied(index uint64, cmd *state.Command, o state.Outcome) {
 	if cmd.At != 0 {
 		m.logTime.Store(cmd.At)
 	}
-	if cmd.Nop == nil && m.leading.Load() {
-		select {
-		case m.committed <- struct{}{}:
-		default:
-		}
+	if cmd.Nop == nil {
+		m.tellFollowers()
 	}
 	m.local.Applied(index, cmd, o)
+}
+
+// tellFollowers has a leader tell the others how far the log is committed: what was is something that they act on.
+func (m *Member) tellFollowers() {
+	if !m.leading.Load() {
+		return
+	}
+	select {
+	case m.committed <- struct{}{}:
+	default:
+	}
 }
 
 // stream is the Raft transport over the links, by server id.

@@ -10,6 +10,7 @@ import (
 	"github.com/hanode/hanode/cluster/placement"
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // placeEvery is how often the leader asks itself whether another member should lead.
@@ -50,13 +51,14 @@ func (s *slowest) max() time.Duration {
 
 // run decides once a second while this member leads.
 func (p *place) run(ctx context.Context) error {
-	t := time.NewTicker(placeEvery)
+	t := rt.NewTicker(placeEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 		p.trips()
 		if !p.look() {
@@ -235,6 +237,10 @@ func (m *Member) spread(ctx context.Context) error {
 	}
 }
 
+// raftTimeout is that of Raft's heartbeats and elections: twice the 300 ms that stood every load, for every timer of it costs a quiet member several wake-ups. It is the
+// last resort only: the detector of the beats is quicker than either.
+const raftTimeout = 600 * time.Millisecond
+
 // commitTimeout is how long a quiet leader waits before it tells its followers again how far the log is committed. It costs a round trip to
 // each of them; what they must act on is told at once (spread), and grants on the lease channel.
-const commitTimeout = 150 * time.Millisecond
+const commitTimeout = 300 * time.Millisecond

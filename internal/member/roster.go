@@ -14,6 +14,7 @@ import (
 	"github.com/hanode/hanode/cluster/state"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/pki"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 type netipAddr = netip.AddrPort
@@ -74,18 +75,19 @@ func (m *Member) setPeers(peers []Peer) {
 }
 
 // rosterEvery is how often the leader compares the members with the Raft configuration.
-const rosterEvery = 300 * time.Millisecond
+const rosterEvery = 250 * time.Millisecond
 
 // keepRoster makes the Raft configuration follow the members, while this member leads: new ones are added without a vote, votes go
 // from one to three together, removed ones lose theirs.
 func (m *Member) keepRoster(ctx context.Context) error {
-	t := time.NewTicker(rosterEvery)
+	t := rt.NewTicker(rosterEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 		if !m.leading.Load() {
 			continue

@@ -7,6 +7,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // Notify keeps systemd informed (sd_notify(3)) until ctx ends, where it asks for that: ready when the log has admitted this run, or a run of one of
@@ -28,7 +29,7 @@ func NotifyOf(ctx context.Context, members func() []*Member) error {
 	if d, err := daemon.SdWatchdogEnabled(false); err == nil && d > 0 {
 		every = min(every, d/3)
 	}
-	t := time.NewTicker(every)
+	t := rt.NewTicker(every)
 	defer t.Stop()
 	for ready := false; ; {
 		joined, alive := turns(members(), every)
@@ -47,6 +48,7 @@ func NotifyOf(ctx context.Context, members func() []*Member) error {
 			say(daemon.SdNotifyStopping + "\nSTATUS=handing over")
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/hanode/hanode/failover/agent"
 	"github.com/hanode/hanode/failover/supervise"
 	"github.com/hanode/hanode/internal/api"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // onCheck takes a check's change of state.
@@ -28,13 +29,14 @@ const judgeEvery = 500 * time.Millisecond
 
 // keepJudging judges from time to time, until ctx ends.
 func (s *service) keepJudging(ctx context.Context) {
-	t := time.NewTicker(judgeEvery)
+	t := rt.NewTicker(judgeEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			t.Next()
 			s.judge("checks ok")
 			s.tryAgain()
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/internal/core"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // A node that was itself late by more than half a lease came near to losing its services without anybody having failed. It says so, and gives
@@ -75,7 +76,7 @@ func (c *conscience) due(now time.Time) map[cluster.ServiceNo]uint64 {
 
 // examine raises the alarm, and gives away.
 func (n *Node) examine(ctx context.Context) error {
-	t := time.NewTicker(time.Second)
+	t := rt.NewTicker(time.Second)
 	defer t.Stop()
 	name := n.dir.Identity.Name
 	for {
@@ -83,6 +84,7 @@ func (n *Node) examine(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 		if note := n.conscience.note(); note != "" {
 			n.raise("late", name, "warn", name+" was not on time: "+note, "find what kept it: the load, a machine that was paused, a slow console; hanode debug bundle")

@@ -10,6 +10,7 @@ import (
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/core"
 	"github.com/hanode/hanode/internal/member"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // healthEvery is how often the members' health is looked at for alarms.
@@ -27,7 +28,7 @@ const (
 
 // watchHealth raises and ends the alarms about the members' health, as this node hears of it.
 func (n *Node) watchHealth(ctx context.Context) error {
-	t := time.NewTicker(healthEvery)
+	t := rt.NewTicker(healthEvery)
 	defer t.Stop()
 	downSince := map[string]time.Time{}
 	for {
@@ -35,6 +36,7 @@ func (n *Node) watchHealth(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 		names := map[cluster.MemberNo]string{}
 		heard := map[cluster.NodeID]bool{}

@@ -242,7 +242,7 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 		s.keepJudging(ctx)
 	}()
 	defer func() { <-judging }()
-	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Now: n.m.Now, Role: s.role, Life: s.life.Load, Paused: s.checkPaused, Group: s.group,
+	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Turn: n.m.NextBeat, Now: n.m.Now, Role: s.role, Life: s.life.Load, Paused: s.checkPaused, Group: s.group,
 		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {
 		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")

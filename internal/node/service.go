@@ -93,6 +93,7 @@ type service struct {
 	gaveUpAt  time.Time
 	zero      cluster.Instant // of the time line
 	steps     []state.Step
+	told      state.Decision  // what the log was told last of this tenure, without steps
 }
 
 type healthState struct {
@@ -220,7 +221,7 @@ func (s *service) begin(o orderOpen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life.Add(1)
-	s.openedAt, s.readyAt, s.steps, s.claimedAt = o.at, 0, nil, 0
+	s.openedAt, s.readyAt, s.steps, s.claimedAt, s.told = o.at, 0, nil, 0, state.Decision{}
 	s.zero = o.at.Add(-o.since)
 	s.health = healthState{up: s.health.up && s.spec.Hot()}
 	s.checks = nil
@@ -262,9 +263,12 @@ func (s *service) flush(outcome string) {
 	if s.readyAt != 0 {
 		d.ReadyMs, d.Outcome = max(1, s.readyAt.Sub(s.zero).Milliseconds()), "done"
 	}
-	s.steps = nil
+	now := d
+	now.Steps = nil
+	news := len(d.Steps) > 0 || d.Outcome != s.told.Outcome || d.OutageMs != s.told.OutageMs || d.ReadyMs != s.told.ReadyMs
+	s.steps, s.told = nil, now
 	s.mu.Unlock()
-	if len(d.Steps) > 0 || d.Outcome != "" {
+	if news && (len(d.Steps) > 0 || d.Outcome != "") {
 		s.w.record(s.name, d)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hanode/hanode/cluster"
 	"github.com/hanode/hanode/internal/api"
 	"github.com/hanode/hanode/internal/member"
+	"github.com/hanode/hanode/internal/rt"
 )
 
 // Init makes the first member of a new cluster, for the command of that name.
@@ -78,7 +79,7 @@ func Wipe(ctx context.Context, dataDir string) error {
 
 // saveStatus leaves the last known state for the time when this daemon does not run, and looks whether the witness is there.
 func (n *Node) saveStatus(ctx context.Context) error {
-	t := time.NewTicker(2 * time.Second)
+	t := rt.NewTicker(2 * time.Second)
 	defer t.Stop()
 	began := time.Now()
 	for {
@@ -86,6 +87,7 @@ func (n *Node) saveStatus(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+			t.Next()
 		}
 		n.watchHeld()
 		n.watchMembers()

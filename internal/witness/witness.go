@@ -136,7 +136,7 @@ func (w *Witness) Run(ctx context.Context) error {
 	g.Go(func() error { return w.ep.Run(gctx) })
 	g.Go(func() error { return member.NotifyOf(gctx, w.members) })
 	g.Go(func() error {
-		t := time.NewTicker(lookEvery)
+		t := rt.NewTicker(lookEvery)
 		defer t.Stop()
 		for {
 			dirs, err := Dirs(w.dataDir)
@@ -150,6 +150,7 @@ func (w *Witness) Run(ctx context.Context) error {
 			case <-gctx.Done():
 				return nil
 			case <-t.C:
+				t.Next()
 			}
 		}
 	})

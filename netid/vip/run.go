@@ -54,7 +54,7 @@ type runner struct {
 }
 
 func (r *runner) loop() {
-	tick := time.NewTicker(r.k.cfg.Tick)
+	tick := time.NewTimer(untilTick(r.k.cfg.Tick))
 	defer tick.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -69,6 +69,7 @@ func (r *runner) loop() {
 		case <-r.ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(untilTick(r.k.cfg.Tick))
 			if r.ticks++; r.ticks%linksEvery == 0 {
 				r.linksToo.Store(true)
 			}
@@ -87,6 +88,15 @@ func (r *runner) loop() {
 			lookAt = time.Time{}
 		}
 	}
+}
+
+// untilTick is the time to the next whole multiple of an interval, at which other timers of the process ring as well: it wakes up once for all.
+func untilTick(every time.Duration) time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil { // it cannot fail for this clock
+		return every
+	}
+	return every - time.Duration(now.Nano())%every
 }
 
 // earlier returns the earlier of two times; the zero time is never.
