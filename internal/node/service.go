@@ -93,7 +93,7 @@ type service struct {
 	gaveUpAt  time.Time
 	zero      cluster.Instant // of the time line
 	steps     []state.Step
-	told      state.Decision  // what the log was told last of this tenure, without steps
+	told      state.Decision // what the log was told last of this tenure, without steps
 }
 
 type healthState struct {
