@@ -9,7 +9,7 @@ func (e *env) child(args []string) (func() int, bool) {
 	if args[0] == "demo" && e.demoMain != nil {
 		return func() int { return e.demoMain(args[1:]) }, true
 	}
-	f := map[string]func([]string) int{"exec-child": e.execChild, "guard": e.guard}[args[0]]
+	f := map[string]func([]string) int{"exec-child": e.execChild, "guard": e.guard, "volume-server": e.volumeServer}[args[0]]
 	if f == nil {
 		return nil, false
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/hanode/hanode/internal/guard"
 	"github.com/hanode/hanode/internal/lab"
 	"github.com/hanode/hanode/internal/node"
+	"github.com/hanode/hanode/internal/volserver"
 	"github.com/hanode/hanode/internal/witnesscmd"
 	"github.com/hanode/hanode/internal/witnesswire"
 )
@@ -38,10 +39,12 @@ type seams struct {
 	// demo takes the arguments after "demo"; results on stdout, progress on stderr.
 	demo func(ctx context.Context, args []string, stdout, stderr io.Writer) error
 
-	// execChild and guard are the hidden commands by which the daemon starts its children. They get the arguments after
+	// execChild, guard and volumeServer are the hidden commands by which the daemon starts its children. They get the arguments after
 	// their name, run before anything of the command line is built, and return the exit status.
 	execChild func(args []string) int
 	guard     func(args []string) int
+	// volumeServer is the process that holds one service's volumes.
+	volumeServer func(args []string) int
 	// demoMain is the demo with everything behind it: its own children and exit statuses.
 	demoMain func(args []string) int
 
@@ -51,8 +54,9 @@ type seams struct {
 func wire() seams {
 	return seams{
 		initNode: node.Init, joinNode: node.Join, runNode: node.Run, restoreNode: node.Restore, wipe: node.Wipe, checkSpec: checkSpec, formatSpec: formatSpec, specSchema: spec.Schema, specHelp: spec.Help, demo: runDemo,
-		execChild: func(args []string) int { return status(supervise.ExecChild(args)) },
-		guard:     func([]string) int { return status(guard.Main()) },
+		execChild:    func(args []string) int { return status(supervise.ExecChild(args)) },
+		guard:        func([]string) int { return status(guard.Main()) },
+		volumeServer: volserver.Main,
 		demoMain: func(args []string) int {
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()

@@ -31,12 +31,20 @@ type Facts struct {
 	Holder   lock.Holder
 	Self     lock.Holder
 	InSync   cluster.MemberSet
-	Members  []lock.Holder      // the admitted runs of the service's nodes
+	Members  []Node             // the service's nodes that the log has admitted
 	Sticky   bool               // the active stays without the witness
 	Alone    cluster.Generation // of the state in which this active goes on alone; 0: it does not
 	HasData  bool
 	Forced   cluster.Epoch // the last epoch that an operator forced
 	Rebooted bool          // this member's host was rebooted since it was in sync
+	LogTime  int64         // wall clock of the newest entry, ms; no reason to tell anything anew
+}
+
+// Node is a node of a service with its admitted run.
+type Node struct {
+	lock.Holder
+	ID   cluster.NodeID
+	Name string
 }
 
 func (f *Facts) same(g *Facts) bool {
@@ -151,7 +159,7 @@ func (c *Core) tellFacts(v *service) {
 	}
 	d.waits &^= l.InSync
 	f := Facts{Service: v.no, Epoch: l.Epoch, Gen: l.Gen, Holder: l.Holder, Self: c.me(), InSync: l.InSync, Sticky: l.Sticky, Alone: d.alone, HasData: l.Data,
-		Forced: l.Forced, Members: c.runs(l.Eligible)}
+		Forced: l.Forced, Members: c.nodes(l.Eligible)}
 	f.Grant = l.Epoch
 	if d.told.Holder == l.Holder && d.told.Gen == l.Gen && d.told.Epoch != 0 || d.told.Epoch == l.Epoch {
 		f.Grant = d.told.Grant // nothing but Bumps since
@@ -160,17 +168,19 @@ func (c *Core) tellFacts(v *service) {
 		f.Closed = v.voter.Closed
 	}
 	f.Rebooted = l.InSync.Has(c.self) && l.MayHold(&c.st.Group, c.me()) == lock.Rebooted
+	f.LogTime = c.st.LogTime
 	if !f.same(&d.told) {
 		d.told = f
 		c.do(FactsChanged{f})
 	}
 }
 
-func (c *Core) runs(set cluster.MemberSet) []lock.Holder {
-	var out []lock.Holder
+func (c *Core) nodes(set cluster.MemberSet) []Node {
+	var out []Node
 	for _, n := range set.List() {
-		if inc := c.st.Group.Admission(n).Inc; inc != 0 {
-			out = append(out, lock.Holder{Node: n, Inc: inc})
+		m, inc := c.st.Member(n), c.st.Group.Admission(n).Inc
+		if m != nil && inc != 0 {
+			out = append(out, Node{lock.Holder{Node: n, Inc: inc}, m.ID, m.Name})
 		}
 	}
 	return out
@@ -196,7 +206,7 @@ func (c *Core) pushed(v *service, g *Granted) {
 	f.Epoch, f.Gen, f.Holder, f.InSync = g.Epoch, g.Gen, g.To, cluster.SetOf(g.To.Node)
 	f.Sticky, f.Alone, f.Rebooted = false, 0, false
 	f.Grant, f.Closed = g.Epoch, 0
-	f.Members = c.runs(s.Lock.Eligible)
+	f.Members = c.nodes(s.Lock.Eligible)
 	v.data.told = f
 	v.data.alone, v.data.waits, v.data.entering = 0, 0, 0
 	c.do(FactsChanged{f})
@@ -372,10 +382,14 @@ func (c *Core) onCaughtUp(e CaughtUp) {
 		return // it will be said again under what holds by then
 	}
 	d := &v.data
-	if s.Lock.InSync.Has(e.Member) || d.entering.Has(e.Member) || d.degrading || !s.Lock.Eligible.Has(e.Member) {
+	if s.Lock.InSync.Has(e.Member) || !s.Lock.Eligible.Has(e.Member) {
 		return
 	}
-	d.waits, d.entering = d.waits.With(e.Member), d.entering.With(e.Member)
+	d.waits = d.waits.With(e.Member) // the source waits for it, whatever comes of this
+	if d.entering.Has(e.Member) || d.degrading {
+		return
+	}
+	d.entering = d.entering.With(e.Member)
 	name := c.st.MemberName(e.Member)
 	me := c.st.MemberName(c.self)
 	dec := &state.Decision{Kind: "in-sync", Service: c.name(v), From: me, To: me, EpochFrom: e.Epoch, EpochTo: e.Epoch, OrderedBy: "policy", Outcome: "done", Seen: c.seen(v),

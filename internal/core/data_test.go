@@ -26,9 +26,9 @@ func TestAWaitIsCountedOnFromWhenItWasTold(t *testing.T) {
 }
 
 func TestFactsAreToldOncePerChange(t *testing.T) {
-	f := Facts{Epoch: 1, Gen: 2, InSync: cluster.SetOf(1, 2), Members: []lock.Holder{{Node: 1, Inc: 1}}}
+	f := Facts{Epoch: 1, Gen: 2, InSync: cluster.SetOf(1, 2), Members: []Node{{Holder: lock.Holder{Node: 1, Inc: 1}}}}
 	g := f
-	g.Members = []lock.Holder{{Node: 1, Inc: 1}}
+	g.Members = []Node{{Holder: lock.Holder{Node: 1, Inc: 1}}}
 	if !f.same(&g) {
 		t.Error("the same facts count as a change")
 	}

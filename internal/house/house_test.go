@@ -89,7 +89,7 @@ var mayImport = map[string][]string{
 	"internal/witnesswire": {"cluster", "internal/api", "internal/cli", "internal/core", "internal/member", "internal/pki", "internal/ui", "internal/witness", "internal/witnesscmd"},
 	"internal/demoapp":     {"cluster", "internal/page"},
 	"internal/lab":         {"cluster", "internal/demoapp", "internal/page"},
-	"internal/volserver":   {"cluster", "replication", "internal/page", "internal/rt"},
+	"internal/volserver":   {"cluster", "replication", "failover/supervise", "internal/cgroup", "internal/page", "internal/pki", "internal/rt"},
 	"internal/volbench":    {"cluster", "replication"},
 	"internal/node": {"internal/volserver", "cluster", "failover", "netid", "replication", "internal/api", "internal/cgroup", "internal/core", "internal/guard", "internal/member",
 		"internal/page", "internal/pki", "internal/rt"},

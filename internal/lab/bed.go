@@ -125,7 +125,7 @@ func chooseDir() (string, error) {
 		old, _ := filepath.Glob(filepath.Join(base, "hanode-lab-*"))
 		for _, d := range old {
 			if world.Orphaned(filepath.Base(d)) {
-				_ = os.RemoveAll(d) // a lab that was killed could not
+				_ = world.RemoveAll(d) // a lab that was killed could not
 			}
 		}
 		if dir, err := os.MkdirTemp(base, fmt.Sprintf("hanode-lab-%d-", os.Getpid())); err == nil {

@@ -28,6 +28,10 @@ func Child(args []string, stderr io.Writer) (status int, ok bool) {
 		return probe.Main(args[1:], stderr), true
 	case demoapp.Command:
 		return demoapp.Main(args[1:], stderr), true
+	case demoapp.LedgerCommand:
+		return demoapp.LedgerMain(args[1:], stderr), true
+	case demoapp.ClerkCommand:
+		return demoapp.ClerkMain(args[1:], stderr), true
 	case hogCommand:
 		hog(8, time.Minute)
 		return 0, true

@@ -33,6 +33,7 @@ type product struct {
 	slowDisks       bool                       // the Raft logs' disks can be made slow, by the file slowDisk(host)
 	maxFailovers    int                        // of the spec; 0: so many that nothing is ever held
 	around          func(host string) []string // words before the daemon's own argv, and nil: none
+	ledger          *ledger                    // the service with data, beside the one without; nil: none
 }
 
 func (p *product) dataDir(host string) string {
@@ -215,7 +216,7 @@ func (p *product) spec() string {
 	if max == 0 {
 		max = 1000
 	}
-	return fmt.Sprintf(`cluster {
+	return p.ledger.spec(p.bed.self) + fmt.Sprintf(`cluster {
   profile       = %q
   max_failovers = %d
 }
@@ -249,16 +250,26 @@ func (p *product) apply(ctx context.Context) error {
 	if _, err := p.command(ctx, nodeA, "apply", file, "--yes"); err != nil {
 		return err
 	}
+	if p.ledger != nil {
+		if err := p.await(ctx, ledgerName, "protected", 60*time.Second); err != nil {
+			return err
+		}
+	}
 	return p.waitProtected(ctx, 60*time.Second)
 }
 
 // waitProtected waits until the service would survive the next failure.
 func (p *product) waitProtected(ctx context.Context, d time.Duration) error {
+	return p.await(ctx, serviceName, "protected", d)
+}
+
+// await waits until a service is in a state, as `hanode wait` knows them.
+func (p *product) await(ctx context.Context, service, what string, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, d+2*time.Second)
 	defer cancel()
 	var errs error
 	for _, host := range p.askable() {
-		_, err := p.command(ctx, host, "wait", serviceName, "--for", "protected", "--timeout", fmt.Sprintf("%dms", d.Milliseconds()))
+		_, err := p.command(ctx, host, "wait", service, "--for", what, "--timeout", fmt.Sprintf("%dms", d.Milliseconds()))
 		if err == nil {
 			return nil
 		}
@@ -269,7 +280,7 @@ func (p *product) waitProtected(ctx context.Context, d time.Duration) error {
 		}
 	}
 	st, _ := p.status(ctx)
-	return fmt.Errorf("the service is not protected after %v (%s): %w", d, st.describe(), errs)
+	return fmt.Errorf("service %s is not %s after %v (%s): %w", service, what, d, st.describe(), errs)
 }
 
 // askable lists the nodes that run, b first: most faults hit the service's first node.

@@ -67,7 +67,17 @@ func (n *Node) guardAdd(s *service) error {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, guardTime)
 	defer cancel()
-	return n.theGuard().Add(ctx, guard.Service{No: s.no, Page: s.page.File(), Group: s.group, Addresses: n.vips.Deletions(s.no)})
+	g := guard.Service{No: s.no, Page: s.page.File(), Group: s.group, Addresses: n.vips.Deletions(s.no)}
+	if s.vol != nil {
+		// A volume server that still holds the service's processes 100 ms after the deadline is silent: it is killed, and the kernel aborts its mounts.
+		h, err := s.vol.group.Handles()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		g.FuseAbort = h.Kill
+	}
+	return n.theGuard().Add(ctx, g)
 }
 
 // guardLook tells the guard that a page has changed its state.

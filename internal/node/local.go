@@ -40,6 +40,14 @@ func (n *Node) Do(a core.Action) {
 		n.specChanged()
 	case core.OrderDone:
 		n.orderDone(a)
+	case core.FactsChanged:
+		if s := n.byNo(a.Facts.Service); s != nil && s.vol != nil {
+			s.vol.SetFacts(a.Facts)
+		}
+	case core.GoAlone:
+		if s := n.byNo(a.Service); s != nil && s.vol != nil {
+			s.vol.GoAlone()
+		}
 	case core.Alarm:
 		n.alarm(a)
 	}

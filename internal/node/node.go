@@ -156,6 +156,9 @@ func (n *Node) clean(ctx context.Context) error {
 	if err := supervise.CleanPrevious(ctx, n.root, earlier...); err != nil {
 		return fmt.Errorf("what an earlier run of hanode left here does not end: %w", err)
 	}
+	if err := n.cleanMounts(); err != nil {
+		return err
+	}
 	if err := os.WriteFile(file, []byte(n.root.Path()), 0o600); err != nil {
 		return fmt.Errorf("remember where the processes are: %w", err)
 	}
@@ -178,6 +181,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err := n.startGuard(); err != nil {
 		return err
 	}
+	n.m.Mesh().HandOver(n.takeStream)
 	g.Go(func() error { return n.gate.Run(gctx) })
 	g.Go(func() error { return n.vips.Run(gctx) })
 	g.Go(func() error { return n.reconcile(gctx) })

@@ -115,19 +115,27 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 
 // resume opens a service anew that was taken down for a change of its spec while it was active here: its lease goes on.
 func (n *Node) resume(no cluster.ServiceNo) {
+	anew := false
 	_ = n.m.On(func(c *core.Core) {
 		look, ok := c.Look(c.View(n.m.Now(), time.Now().UnixMilli()), no)
+		if s := n.byNo(no); ok && look.Phase == lease.Serving && s != nil && s.data != nil {
+			anew = true
+			return
+		}
 		if ok && look.Phase == lease.Serving && look.Deadline > n.m.Now() {
 			n.beginTenure(core.Begin{Service: no, Epoch: look.Epoch, TTL: look.TTL})
 			n.extend(core.Extend{Service: no, Epoch: look.Epoch, Deadline: look.Deadline, TTL: look.TTL, First: true})
 		}
 	})
+	if anew { // a volume server leads once in a tenure: this one goes on only after a new Grant
+		n.m.Step(core.DiskFailed{Service: no, Text: "its spec was changed", Ended: true})
+	}
 }
 
 // needsStop says whether a change of a service's spec can take effect only by stopping it here. Policy is live.
 func needsStop(old, new *cluster.ServiceSpec) bool {
 	return !reflect.DeepEqual(old.VIPs, new.VIPs) || !reflect.DeepEqual(old.Processes, new.Processes) || !reflect.DeepEqual(old.Checks, new.Checks) ||
-		!reflect.DeepEqual(old.OnFailure, new.OnFailure) || old.Run != new.Run
+		!reflect.DeepEqual(old.OnFailure, new.OnFailure) || old.Run != new.Run || !reflect.DeepEqual(old.Volumes, new.Volumes)
 }
 
 // startService makes everything that one service needs here.
@@ -151,6 +159,12 @@ func (n *Node) startService(w wanted) error {
 		return err
 	}
 	s.procs = sup
+	if len(spec.Volumes) > 0 {
+		if s.vol, err = newVolumes(n, s); err != nil {
+			return err
+		}
+		s.data = s.vol
+	}
 	if err := n.gate.SetVIPs(w.no, s.addrs); err != nil {
 		return err
 	}
@@ -204,6 +218,11 @@ func (n *Node) stopService(ctx context.Context, s *service) {
 	}
 	if err := s.group.Remove(); err != nil {
 		n.log.Debug("cgroup", "service", s.name, "err", err)
+	}
+	if s.vol != nil {
+		if err := s.vol.group.Remove(); err != nil {
+			n.log.Debug("cgroup", "service", s.name, "err", err)
+		}
 	}
 	s.page.Close()
 }

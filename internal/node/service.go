@@ -67,6 +67,8 @@ type service struct {
 	procs processes
 	addrs []netip.Addr
 	group *cgroup.Group
+	data  data          // nil: it has no volumes
+	vol   *volumes      // the same, for what is not the runner's
 	ended chan struct{} // closed when its goroutine has ended
 
 	orders chan any
@@ -132,6 +134,15 @@ func (s *service) run(ctx context.Context) error {
 	procCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	go func() { done <- s.procs.Run(procCtx) }()
+	if s.data != nil {
+		held := make(chan struct{})
+		dataCtx, end := context.WithCancel(context.WithoutCancel(ctx))
+		go func() {
+			defer close(held)
+			s.data.Run(dataCtx)
+		}()
+		defer func() { end(); <-held }() // after the processes
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -176,6 +187,9 @@ func (s *service) open(ctx context.Context, o orderOpen) {
 		return
 	}
 	s.begin(o)
+	if s.data != nil && !s.lead(ctx, o.epoch) {
+		return
+	}
 	move := s.move(ctx, o.epoch)
 	if move.failover() {
 		s.hook(ctx, "before-failover", move)
@@ -278,7 +292,7 @@ const freezeWait = 50 * time.Millisecond
 
 // close makes sure that nothing of the service acts any more, says so, and then clears up.
 func (s *service) close(ctx context.Context, o orderClose) {
-	err := s.still(ctx)
+	err := s.quiet(ctx, o)
 	s.w.step(core.Shut{Service: s.no, Epoch: o.epoch, Err: err})
 	if len(s.addrs) > 0 {
 		if e := s.w.identity.Drop(s.no); e != nil {
@@ -288,7 +302,7 @@ func (s *service) close(ctx context.Context, o orderClose) {
 			s.w.log.Warn("destroy the sockets on the addresses", "service", s.name, "err", e)
 		}
 	}
-	if o.planned && err == nil && s.spec.Hot() && s.running() {
+	if o.planned && err == nil && s.spec.Hot() && s.data == nil && s.running() {
 		if e := s.demote(ctx, o.epoch); e == nil {
 			s.hook(ctx, "after-stop", nil)
 			s.up()
@@ -305,6 +319,15 @@ func (s *service) close(ctx context.Context, o orderClose) {
 	if e := s.procs.Thaw(); e != nil {
 		s.w.log.Error("thaw the group of the processes", "service", s.name, "err", e)
 		return
+	}
+	if s.data != nil {
+		c, cancel := context.WithTimeout(ctx, goneWait)
+		e := s.data.Gone(c)
+		cancel()
+		if e != nil {
+			s.w.log.Error("end the volume server", "service", s.name, "err", e)
+			return
+		}
 	}
 	if err != nil { // what could not be frozen is dead now
 		s.w.step(core.Shut{Service: s.no, Epoch: o.epoch})
@@ -373,6 +396,11 @@ func (s *service) standby(ctx context.Context) {
 		return
 	}
 	if s.spec.Hot() {
+		if s.data != nil {
+			if err := s.data.Ready(ctx); err != nil {
+				return
+			}
+		}
 		if err := s.procs.Start(ctx, supervise.Standby, cluster.Epoch(s.epoch.Load())); err != nil {
 			if ctx.Err() == nil {
 				s.failed("the standby could not be started: "+err.Error(), "ignore")
@@ -389,19 +417,21 @@ func (s *service) prepare(ctx context.Context, o orderPrepare) error {
 		return errors.New("the tenure has ended meanwhile")
 	}
 	s.hook(ctx, "before-stop", nil)
-	if s.spec.Hot() && !o.stop {
-		return nil
+	if !s.spec.Hot() || o.stop {
+		if err := s.procs.Stop(ctx); err != nil {
+			return fmt.Errorf("stop the processes of %s: %w", s.name, err)
+		}
 	}
-	if err := s.procs.Stop(ctx); err != nil {
-		return fmt.Errorf("stop the processes of %s: %w", s.name, err)
-	}
-	return nil
+	return s.drain(ctx)
 }
 
 // restore brings back what prepare stopped.
 func (s *service) restore(ctx context.Context, o orderRestore) {
 	if !s.current(o.epoch) {
 		return
+	}
+	if s.data != nil {
+		s.data.Undrain()
 	}
 	if err := s.hook(ctx, "before-start", nil); err != nil {
 		s.failed(err.Error(), s.spec.OnFailure.Then)
@@ -427,6 +457,9 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 	s.health, s.checks, s.readyAt, s.openedAt = healthState{}, nil, 0, s.w.now()
 	s.mu.Unlock()
 	s.hook(ctx, "after-stop", nil)
+	if s.data != nil && role == supervise.Active && !s.data.Leads() && !s.lead(ctx, cluster.Epoch(s.epoch.Load())) {
+		return
+	}
 	if err := s.hook(ctx, "before-start", nil); err != nil {
 		s.failed(err.Error(), s.spec.OnFailure.Then)
 		return

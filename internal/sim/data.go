@@ -224,7 +224,7 @@ func (w *world) volumeLoop() {
 			}
 			for _, m := range v.facts.Members {
 				if m.Node != no(h.i) {
-					v.feed(m)
+					v.feed(m.Holder)
 				}
 			}
 			v.settle()

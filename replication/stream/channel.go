@@ -147,6 +147,12 @@ func (c *channel) rewind() {
 	c.in, c.ended = nil, false
 }
 
+// Close gives the channel up from this side: Read and Write return, and the resync ends with an error, and with it the connection.
+func (c *channel) Close() error {
+	c.close(io.ErrClosedPipe)
+	return nil
+}
+
 func (c *channel) close(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -78,6 +78,7 @@ func childConn() (net.Conn, error) {
 type hostSetup struct {
 	Hostname string `json:"hostname"`
 	Run      string `json:"run"` // becomes /run; "" leaves it
+	Srv      string `json:"srv"` // becomes /srv: where a host keeps what it serves; "" leaves it
 }
 
 // setupHost gives the host its name, its own /proc, /run and bpf file system. What the kernel refuses (in a user
@@ -96,6 +97,9 @@ func setupHost(s hostSetup) ([]string, error) {
 	note("own /proc", unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
 	if s.Run != "" {
 		note("own /run", unix.Mount(s.Run, "/run", "", unix.MS_BIND, ""))
+	}
+	if s.Srv != "" {
+		note("own /srv", unix.Mount(s.Srv, "/srv", "", unix.MS_BIND, ""))
 	}
 	if fi, err := os.Stat("/sys/fs/bpf"); err == nil && fi.IsDir() {
 		note("own /sys/fs/bpf", unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700"))

@@ -42,7 +42,7 @@ type Host struct {
 // Name of the host.
 func (h *Host) Name() string { return h.spec.Name }
 
-// Dir is the host's disk: what lies in it survives the host's death, but for run/, which is its /run.
+// Dir is the host's disk: what lies in it survives the host's death, but for run/, which is its /run; srv/ is its /srv.
 func (h *Host) Dir() string { return h.dir }
 
 // PID is that of the host's first process, as the lab sees it; 0 when the host is off.
@@ -78,7 +78,8 @@ func (h *Host) Start(ctx context.Context) error {
 		return fmt.Errorf("host name %q: choose 1 to 8 letters", h.spec.Name)
 	}
 	run := filepath.Join(h.dir, "run")
-	if err := errors.Join(os.RemoveAll(run), os.MkdirAll(run, 0o755), os.MkdirAll(filepath.Join(h.dir, "log"), 0o755)); err != nil {
+	srv := filepath.Join(h.dir, "srv")
+	if err := errors.Join(os.RemoveAll(run), os.MkdirAll(run, 0o755), os.MkdirAll(filepath.Join(h.dir, "log"), 0o755), os.MkdirAll(srv, 0o755)); err != nil {
 		return err
 	}
 	first, rpc, err := startChild(h.w.cfg.Self, HostCommand, h.spec.Name, hostFlags, h.Log("first"))
@@ -88,13 +89,13 @@ func (h *Host) Start(ctx context.Context) error {
 	h.mu.Lock()
 	h.first, h.rpc = first, rpc
 	h.mu.Unlock()
-	if err := h.furnish(ctx, first.Process.Pid, run); err != nil {
+	if err := h.furnish(ctx, first.Process.Pid, run, srv); err != nil {
 		return errors.Join(fmt.Errorf("start host %s: %w", h.spec.Name, err), h.stop())
 	}
 	return nil
 }
 
-func (h *Host) furnish(ctx context.Context, pid int, run string) error {
+func (h *Host) furnish(ctx context.Context, pid int, run, srv string) error {
 	if g := h.w.group; g != nil {
 		if err := g.adopt(h.spec.Name, pid); err != nil {
 			return err
@@ -102,7 +103,7 @@ func (h *Host) furnish(ctx context.Context, pid int, run string) error {
 	}
 	h.w.favour(pid, h.spec.Client)
 	var notes []string
-	if err := h.rpc.call(ctx, "setup", hostSetup{Hostname: h.spec.Name, Run: run}, &notes); err != nil {
+	if err := h.rpc.call(ctx, "setup", hostSetup{Hostname: h.spec.Name, Run: run, Srv: srv}, &notes); err != nil {
 		return err
 	}
 	for _, n := range notes {

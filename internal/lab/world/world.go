@@ -204,7 +204,7 @@ func (w *World) Close() error {
 		errs = append(errs, w.group.remove())
 	}
 	if !w.cfg.Keep {
-		errs = append(errs, os.RemoveAll(w.cfg.Dir))
+		errs = append(errs, RemoveAll(w.cfg.Dir))
 	}
 	return errors.Join(errs...)
 }
