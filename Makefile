@@ -7,7 +7,7 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test vet bench-failover idle clean
+.PHONY: all build demo test vet bench-failover bench-volume idle clean
 all: build
 build: bin/hanode bin/witness
 
@@ -32,6 +32,11 @@ bench-failover: build
 
 idle: build
 	./bin/hanode demo idle --for $(or $(DURATION),20s) --profile "$(PROFILE)"
+
+# What a replicated volume costs beside ext4, a loopback, GlusterFS and PostgreSQL's own replication; QUICK=1 in under ten minutes. SYSTEMS and WORKLOADS choose some, with commas.
+bench-volume:
+	$(GO) build -trimpath -o bin/volbench ./internal/volbench
+	./bin/volbench run $(if $(QUICK),--quick) --out $(or $(OUT),volume-bench.json) --systems "$(SYSTEMS)" --workloads "$(WORKLOADS)" $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean:
 	rm -rf bin demo-report.json bench.json
