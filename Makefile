@@ -7,7 +7,7 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test vet bench-failover bench-volume idle clean
+.PHONY: all build demo test vet bench-failover bench-volume bench-resync idle clean
 all: build
 build: bin/hanode bin/witness
 
@@ -38,5 +38,9 @@ bench-volume:
 	$(GO) build -trimpath -o bin/volbench ./internal/volbench
 	./bin/volbench run $(if $(QUICK),--quick) --out $(or $(OUT),volume-bench.json) --systems "$(SYSTEMS)" --workloads "$(WORKLOADS)" $(if $(ROUNDS),--rounds $(ROUNDS))
 
+# resync of 1 GiB against rsync on the same tree (as root; rsync is left out where it is not installed), and of MANY small files
+bench-resync:
+	$(GO) test ./replication/resync -run '^TestMeasure$$' -timeout 60m -v -measure $(abspath $(or $(OUT),bench-resync.json)) -rounds $(or $(RUNS),5) -mib $(or $(MIB),1024) -many $(or $(MANY),1000000)
+
 clean:
-	rm -rf bin demo-report.json bench.json
+	rm -rf bin demo-report.json bench.json bench-resync.json

@@ -158,6 +158,62 @@ func TestWhatAUserWritesIsNoRecord(t *testing.T) {
 	}
 }
 
+func TestOneDamagedBlockOfTheAppliedPositionDoesNoHarm(t *testing.T) {
+	fs := faultfs.New(1)
+	s := newScene(t, fs)
+	for n := range uint64(40) {
+		must(t, s.append(2, 1500), s.checkpoint(2*n+1), s.release(1000))
+	}
+	must(t, s.j.Close())
+	if s.j.First() < 20 {
+		t.Fatalf("nothing was released: it begins at %d", s.j.First())
+	}
+	for slot := range int64(2) {
+		fs := fs.Clone()
+		fs.Flip("j/applied", slot*slotStep+33, 1)
+		j, _, err := Open("j", fs, small)
+		must(t, err)
+		if a := j.Applied(); a != 79 && a != 77 || j.First() > a+1 || j.Last().Seq != 80 {
+			t.Errorf("block %d damaged: applied %d, %d to %v", slot, a, j.First(), j.Last())
+		}
+	}
+	fs.Flip("j/applied", 33, 1)
+	fs.Flip("j/applied", slotStep+33, 1)
+	if _, _, err := Open("j", fs, small); !errors.As(err, new(*Damage)) {
+		t.Errorf("both damaged: %v", err)
+	}
+}
+
+func TestAFrameInAnotherPlaceIsNone(t *testing.T) {
+	fs := faultfs.New(1)
+	s := newScene(t, fs)
+	must(t, s.append(1, 100), s.append(1, 100))
+	seg := s.j.segs[0]
+	first := fs.Content(seg.path)[headSize+frameSize:]
+	h, _, err := (&cursor{s: seg, stop: seg.size}).frame(headSize + frameSize)
+	must(t, err)
+	// A disk that misdirects a write: the second frame is overwritten by a copy of the first, and one lies behind the end.
+	two := int64(headSize+2*frameSize) + int64(h.len)
+	f, err := fs.Open(seg.path)
+	must(t, err, f.WriteVec([][]byte{first[:frameSize+h.len]}, two), f.WriteVec([][]byte{first[:frameSize+h.len]}, seg.end+512))
+	j, _, err := Open("j", fs.Kill(), small)
+	must(t, err)
+	if j.Last().Seq != 1 {
+		t.Errorf("ends at %v", j.Last())
+	}
+	seg.salt++
+	if _, ok := decodeFrame(first, seg, headSize+frameSize); ok {
+		t.Error("a frame of another salt was believed")
+	}
+	seg.salt--
+	if _, ok := decodeFrame(first, seg, headSize+frameSize+512); ok {
+		t.Error("a frame was believed at another offset")
+	}
+	if _, ok := decodeFrame(first, seg, headSize+frameSize); !ok {
+		t.Error("a frame was not believed at its own place")
+	}
+}
+
 func TestAnothersJournalIsRefused(t *testing.T) {
 	fs, _ := filled(t)
 	for _, l := range []Limits{{Cluster: "c2", Service: "db"}, {Cluster: "c1", Service: "web"}} {

@@ -408,6 +408,9 @@ func (o *opening) settle(head int, last cluster.Position, gap *hole, torn bool) 
 			}
 		}
 	}
+	if err := o.slots.f.Sync(); err != nil { // nor this
+		return o.fail(err)
+	}
 	o.last, o.durable = last, last.Seq
 	for _, f := range o.all {
 		if slices.Contains(kept, f) {

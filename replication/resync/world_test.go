@@ -28,7 +28,7 @@ func scratch(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("hanode-test", dir, "tmpfs", 0, "size=3g,mode=0700"); err != nil {
+	if err := unix.Mount("hanode-test", dir, "tmpfs", 0, "size=6g,mode=0700"); err != nil {
 		os.Remove(dir)
 		t.Skipf("tmpfs: %v", err)
 	}

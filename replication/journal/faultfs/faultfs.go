@@ -35,6 +35,7 @@ type inode struct {
 	durable []byte
 	pending []write
 	broken  error
+	lost    bool // a Sync writes only what was written since the failed one
 }
 
 type write struct {
@@ -141,11 +142,18 @@ func (f *FS) Reboot() *FS {
 	return g
 }
 
-// Kill is what a process finds that was killed: everything, but nothing more durable than it was.
+// Kill is what a process finds that was killed: everything, but nothing more durable than it was. What a failed Sync left behind is still read, and a Sync
+// succeeds, and it never reaches the disk: so it is with Linux, whose pages are clean after the error.
 func (f *FS) Kill() *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.off = true
+	for _, n := range f.now {
+		if n.broken != nil {
+			n.broken, n.pending = nil, nil
+			n.lost = true
+		}
+	}
 	g := New(f.seed + 1)
 	g.dirs, g.now, g.durable, g.changes = f.dirs, f.now, f.durable, f.changes
 	g.left, g.limited = f.left, f.limited
@@ -161,7 +169,7 @@ func (f *FS) Clone() *FS {
 	seen := map[*inode]*inode{}
 	clone := func(n *inode) *inode {
 		if n != nil && seen[n] == nil {
-			seen[n] = &inode{now: slices.Clone(n.now), durable: slices.Clone(n.durable), pending: slices.Clone(n.pending), broken: n.broken}
+			seen[n] = &inode{now: slices.Clone(n.now), durable: slices.Clone(n.durable), pending: slices.Clone(n.pending), broken: n.broken, lost: n.lost}
 		}
 		return seen[n]
 	}
@@ -458,6 +466,16 @@ func (h *file) Sync() error {
 		return h.n.broken
 	case h.n.broken != nil:
 		return h.n.broken
+	}
+	if h.n.lost {
+		for _, w := range h.n.pending {
+			if end := w.off + int64(len(w.data)); int64(len(h.n.durable)) < end {
+				h.n.durable = append(h.n.durable, make([]byte, end-int64(len(h.n.durable)))...)
+			}
+			copy(h.n.durable[w.off:], w.data)
+		}
+		h.n.pending = nil
+		return nil
 	}
 	h.n.durable, h.n.pending = slices.Clone(h.n.now), nil
 	return nil
