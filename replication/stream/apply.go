@@ -67,8 +67,8 @@ func (a *applier) next(ctx context.Context) (from uint64, ok bool) {
 	for ctx.Err() == nil && (s.paused || s.act.Leads() || s.redone >= s.c.Journal.Last().Seq && (s.settled || s.redone < s.redoTo || s.state.Inconsistent)) {
 		s.moved.Wait()
 	}
-	s.applying = true
-	return s.redone + 1, ctx.Err() == nil
+	s.applying = ctx.Err() == nil // whoever waits for the applier does not wait for one that has ended
+	return s.redone + 1, s.applying
 }
 
 // apply carries out a chunk of the journal from a sequence on.

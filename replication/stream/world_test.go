@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -334,7 +335,8 @@ func (n *node) stop() {
 	select {
 	case <-n.done:
 	case <-time.After(20 * time.Second):
-		n.t.Error("the stream does not end")
+		b := make([]byte, 1<<20)
+		n.t.Errorf("the stream does not end:\n%s", b[:runtime.Stack(b, true)])
 		return
 	}
 	j.Close()
