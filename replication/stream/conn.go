@@ -23,6 +23,7 @@ type wire struct {
 	now   func() cluster.Instant
 	wmu   sync.Mutex
 	limit cluster.Instant // the deadline that the connection has for writing
+	heard cluster.Instant // ... and for reading
 }
 
 func newWire(conn net.Conn, now func() cluster.Instant) *wire {
@@ -53,7 +54,10 @@ func (w *wire) frame(h head) error {
 // next reads the head of the next frame. The deadline is moved only when nothing is buffered: then the read may wait.
 func (w *wire) next() (head, error) {
 	if w.r.Buffered() < frameHead {
-		w.conn.SetReadDeadline(time.Now().Add(deadConn))
+		if now := w.now(); w.heard.Sub(now) < deadConn/2 {
+			w.heard = now.Add(deadConn)
+			w.conn.SetReadDeadline(time.Now().Add(deadConn))
+		}
 	}
 	return readHead(w.r, &w.head)
 }
@@ -103,7 +107,7 @@ func (s *Stream) AddConn(conn net.Conn) {
 
 // session is one connection from its hellos to its end.
 func (s *Stream) session(ctx context.Context, conn net.Conn) error {
-	w := newWire(conn, s.c.Now)
+	w := newWire(conn, s.lately)
 	mine := s.hello()
 	b, err := control(frameHello, mine.Epoch, mine.Gen, mine)
 	if err != nil {
@@ -231,8 +235,10 @@ func (s *Stream) runTicks(ctx context.Context) {
 	for {
 		select {
 		case <-t.C:
+			now := s.c.Now()
+			s.clock.Store(int64(now))
 			s.mu.Lock()
-			s.perform(s.act.Tick(s.c.Now()))
+			s.perform(s.act.Tick(now))
 			s.settle()
 			s.dials()
 			s.mu.Unlock()

@@ -268,12 +268,12 @@ func (s *Stream) take(src *source, h head, b []byte) error {
 	src.epoch, src.gen, src.accepted = h.epoch, h.gen, last.Seq
 	src.consumed += uint64(len(b))
 	s.stats.bytes += uint64(len(b))
-	s.moved.Signal()
 	s.mu.Unlock()
-	if src.r.Buffered() >= frameHead {
-		return nil // more is here: one acknowledgement for all
+	if src.r.Buffered() < frameHead { // else more is here: one acknowledgement for all
+		err = s.ack(src)
 	}
-	return s.ack(src)
+	s.moved.Signal() // the applier comes after the answer
+	return err
 }
 
 // ack says how far this copy is.

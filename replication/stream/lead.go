@@ -214,7 +214,7 @@ func (s *Stream) acked(f *follower, a ack) error {
 	}
 	full := f.bytesSent-f.consumed >= uint64(s.c.Window)/2
 	f.consumed, f.applied = a.consumed, a.applied
-	s.perform(s.act.Ack(s.c.Now(), f.run.Member, f.session, a.epoch, a.accepted, a.durable, a.whole))
+	s.perform(s.act.Ack(s.lately(), f.run.Member, f.session, a.epoch, a.accepted, a.durable, a.whole))
 	s.settle()
 	if full && f.parked {
 		f.more.Broadcast()

@@ -310,10 +310,10 @@ func (s *Stream) wait(seq uint64, kind waitKind, h *histogram) error {
 	w.seq, w.kind = seq, kind
 	s.waiters = append(s.waiters, w)
 	s.mu.Unlock()
-	began := s.c.Now()
+	began := time.Now()
 	err := <-w.ch
 	waiterPool.Put(w)
-	took := s.c.Now().Sub(began)
+	took := time.Since(began)
 	s.mu.Lock()
 	h.add(took)
 	s.mu.Unlock()

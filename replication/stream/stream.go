@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -88,7 +89,7 @@ type Stream struct {
 	wg      sync.WaitGroup
 	ctx     context.Context
 	running chan struct{} // closed when Run has begun
-	started cluster.Instant
+	clock   atomic.Int64  // what Now said at the last tick: asking it is a system call
 
 	stats stats
 }
@@ -137,7 +138,7 @@ func (s *Stream) Run(ctx context.Context) error {
 	defer cancel()
 	s.mu.Lock()
 	s.ctx = ctx
-	s.started = s.c.Now()
+	s.clock.Store(int64(s.c.Now()))
 	s.mu.Unlock()
 	close(s.running)
 	for _, f := range []func(context.Context){s.runChores, s.runEvents, s.runFlusher, s.runApplier, s.runCheckpoints, s.runTicks} {
@@ -175,6 +176,9 @@ func (s *Stream) Shutdown() error {
 	}
 	return s.store(func(st *journal.State) { st.Clean = !st.Inconsistent })
 }
+
+// lately is the time, up to a tick late.
+func (s *Stream) lately() cluster.Instant { return cluster.Instant(s.clock.Load()) }
 
 func (s *Stream) wakeAll() {
 	s.settle()
