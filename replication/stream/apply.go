@@ -85,6 +85,10 @@ func (a *applier) apply(from uint64) (last uint64, err error) {
 		a.at = from
 	}
 	b, err := a.r.Next(a.buf)
+	if errors.Is(err, journal.ErrGone) {
+		a.close()
+		return from - 1, nil // what is beyond was cut, or the journal begun anew: read again from where the trees are
+	}
 	if err != nil {
 		a.close()
 		return 0, err
@@ -178,12 +182,6 @@ func (a *applier) settle() error {
 // failed keeps what could not be applied for a later try, or gives the copy up.
 func (a *applier) failed(ctx context.Context, err error) {
 	s := a.s
-	s.mu.Lock()
-	paused := s.paused || s.failed != nil
-	s.mu.Unlock()
-	if paused && errors.Is(err, journal.ErrGone) {
-		return // the journal was cut or begun anew
-	}
 	if errors.Is(err, tree.ErrDiverged) {
 		s.store(func(x *journal.State) { x.Inconsistent, x.Why = true, err.Error() })
 	}
