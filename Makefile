@@ -7,7 +7,8 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test vet bench-failover bench-volume bench-resync idle clean
+# make test-crash KILLS=200    volume servers are killed at random instants; every acknowledged operation must be there
+.PHONY: all build demo test-crash test vet bench-failover bench-volume bench-resync idle clean
 all: build
 build: bin/hanode bin/witness
 
@@ -25,6 +26,9 @@ vet:
 
 test: vet build
 	$(GO) test -p 1 -timeout 20m ./...
+
+test-crash:
+	$(GO) test ./replication/stream -run Crash -v -timeout 60m -kills=$(or $(KILLS),200) $(if $(SEED),-crash-seed=$(SEED))
 
 bench-failover: build
 	./bin/hanode demo bench --runs $(or $(RUNS),20) --out $(or $(OUT),bench.json) --faults "$(FAULTS)" --profile "$(PROFILE)" \

@@ -3,11 +3,9 @@ package stream
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -24,6 +22,7 @@ import (
 	"github.com/hanode/hanode/replication"
 	"github.com/hanode/hanode/replication/journal"
 	"github.com/hanode/hanode/replication/journal/disk"
+	"github.com/hanode/hanode/replication/resync"
 	"github.com/hanode/hanode/replication/stream/replica"
 	"github.com/hanode/hanode/replication/tree"
 )
@@ -102,7 +101,7 @@ func childMain(dir string) error {
 	c.s, err = New(Config{Self: replica.Run{Member: cluster.MemberNo(no), Inc: 1}, Cluster: "c", Service: "s", AloneDisk: true, Journal: j, State: st,
 		Volumes: []Volume{{"v", mode, t}}, Now: boottime, Checkpoint: 150 * time.Millisecond, Dirty: os.Getenv(childEnv+"_DIRTY") != "",
 		Store:    func(x journal.State) error { return journal.StoreState(disk.OS{}, dir, x) },
-		Resync:   flatResync{t, filepath.Join(dir, "tree")},
+		Resync:   &resync.Volumes{Trees: []*tree.Tree{t}},
 		SetAside: func(from, to uint64) error { c.say("aside %d %d", from, to); return nil },
 		Events: Events{
 			CaughtUp:    func(r replica.Run, e cluster.Epoch, g cluster.Generation) { c.say("caughtup %d %d %d", r.Member, e, g) },
@@ -219,6 +218,7 @@ func (c *child) writer(w int) {
 				c.op(replication.Op{Kind: replication.Unlink, ID: x, Parent: 1, Name: temp}) != nil {
 				return
 			}
+			c.say("u %s", temp)
 		}
 		if c.op(replication.Op{Kind: replication.Write, ID: id, Off: next * recordSize, Data: c.record(w, next)}) != nil {
 			return
@@ -256,89 +256,4 @@ func (c *child) find(w int) (name string, id replication.FileID, next int64, err
 		}
 	}
 	return "", 0, 0, nil
-}
-
-// flatResync copies trees of one directory, whole: enough for what these tests make.
-type flatResync struct {
-	t   *tree.Tree
-	dir string
-}
-
-type flatFile struct {
-	ID   replication.FileID
-	Name string
-	Data []byte
-}
-
-func (r flatResync) Serve(_ context.Context, _ cluster.MemberNo, ch io.ReadWriter) error {
-	list, err := r.t.ReadDir(1, 0, 10000)
-	if err != nil {
-		return err
-	}
-	var files []flatFile
-	for _, e := range list {
-		f, err := r.t.OpenFile(e.ID, os.O_RDONLY)
-		if err != nil {
-			continue // removed meanwhile
-		}
-		st, err := r.t.Stat(e.ID)
-		if err == nil {
-			b := make([]byte, st.Size)
-			n, _ := f.ReadAt(b, 0)
-			files = append(files, flatFile{e.ID, e.Name, b[:n]})
-		}
-		f.Close()
-	}
-	b, err := json.Marshal(files)
-	if err != nil {
-		return err
-	}
-	_, err = ch.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(b))))
-	if err == nil {
-		_, err = ch.Write(b)
-	}
-	return err
-}
-
-func (r flatResync) Fetch(_ context.Context, _ cluster.MemberNo, ch io.ReadWriter, _ bool) error {
-	var n [8]byte
-	if _, err := io.ReadFull(ch, n[:]); err != nil {
-		return err
-	}
-	b := make([]byte, binary.LittleEndian.Uint64(n[:]))
-	if _, err := io.ReadFull(ch, b); err != nil {
-		return err
-	}
-	var files []flatFile
-	if err := json.Unmarshal(b, &files); err != nil {
-		return err
-	}
-	apply := func(op replication.Op) error { op.Volume = 1; _, err := r.t.Apply(&op); return err }
-	have, err := r.t.ReadDir(1, 0, 10000)
-	if err != nil {
-		return err
-	}
-	for _, e := range have {
-		if err := apply(replication.Op{Kind: replication.Unlink, ID: e.ID, Parent: 1, Name: e.Name}); err != nil {
-			return err
-		}
-	}
-	for _, f := range files {
-		for _, op := range []replication.Op{
-			{Kind: replication.Create, ID: f.ID, Parent: 1, Name: f.Name, Mode: unix.S_IFREG | 0o644},
-			{Kind: replication.Link, ID: f.ID, Parent: 1, Name: f.Name},
-			{Kind: replication.SetAttr, ID: f.ID, Valid: replication.ValidSize},
-			{Kind: replication.Write, ID: f.ID, Data: f.Data},
-		} {
-			if op.Kind == replication.Link {
-				if id, _, err := r.t.Lookup(1, f.Name); err == nil && id == f.ID {
-					continue
-				}
-			}
-			if err := apply(op); err != nil {
-				return fmt.Errorf("%v of %s: %w", op.Kind, f.Name, err)
-			}
-		}
-	}
-	return nil
 }

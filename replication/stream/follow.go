@@ -391,8 +391,8 @@ func (s *Stream) redoFrom(at uint64) {
 
 // resync is the follower's part: fetch, redo, and again while the redo misses something.
 func (s *Stream) resync(ctx context.Context, src *source) error {
-	for {
-		if err := s.c.Resync.Fetch(ctx, src.run.Member, src.mux, src.full); err != nil {
+	for full := src.full; ; full = false { // the first walk has compared everything, and the redo gives each inode the time of its last operation
+		if err := s.c.Resync.Fetch(ctx, src.run.Member, src.mux, full); err != nil {
 			return err
 		}
 		end, err := src.mux.awaitEnd()

@@ -197,10 +197,11 @@ func parseAck(h head, b []byte) (ack, error) {
 // turned says that an epoch or generation begins in them.
 func records(b []byte, first uint64, volumes int, after cluster.Position) (last cluster.Position, turned bool, err error) {
 	last = after
+	var op replication.Op
 	for seq := first; len(b) > 0; seq++ {
-		h, err := replication.Check(b)
+		h, err := replication.Parse(b, &op)
 		switch {
-		case err != nil:
+		case err != nil && !(errors.Is(err, replication.ErrUnknown) && h.Skip):
 			return last, turned, fmt.Errorf("record %d: %w", seq, err)
 		case h.Pos.Seq != seq:
 			return last, turned, fmt.Errorf("record %d where %d should be", h.Pos.Seq, seq)
