@@ -23,6 +23,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -114,6 +115,9 @@ func (c *Config) check() error {
 	}
 	if c.Window == 0 {
 		c.Window = 4 << 20
+	}
+	if need := max(c.Buffer, replication.MaxRecord) + frameHead; c.Journal != nil && c.Journal.MaxAppend() < need {
+		errs = append(errs, fmt.Errorf("the segments of the journal take %d bytes at once: make them large enough for %d", c.Journal.MaxAppend(), need))
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

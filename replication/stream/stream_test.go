@@ -128,7 +128,7 @@ func TestAFollowerThatIsBehindCatchesUpFromTheJournal(t *testing.T) {
 	g.nodes[1].stop()
 	g.degrade(2)
 	big := strings.Repeat("x", 100_000)
-	for i := range 60 {
+	for i := range 20 {
 		if err := g.nodes[0].write(1, replication.FileID(20+i), 0, fmt.Sprint(i, big)); err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +144,7 @@ func TestACopyTooFarBackIsMadeAnewWhileTheServiceRuns(t *testing.T) {
 	g.nodes[1].stop()
 	g.lead(1)
 	big := strings.Repeat("x", 1_000_000)
-	for i := range 80 { // the journal keeps 32 MiB
+	for i := range 24 { // the journal keeps 8 MiB
 		if err := g.nodes[0].write(1, replication.FileID(20+i%7), 0, fmt.Sprint(i, big)); err != nil {
 			t.Fatal(err)
 		}

@@ -252,7 +252,7 @@ func (g *group) lead(no cluster.MemberNo) *Stream {
 	}
 	g.spread()
 	n := g.nodes[no-1]
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := n.s.Lead(ctx, g.svc.Epoch); err != nil {
 		g.t.Fatalf("node %d does not lead: %v", no, err)
@@ -262,7 +262,7 @@ func (g *group) lead(no cluster.MemberNo) *Stream {
 
 func (n *node) start() {
 	n.t.Helper()
-	j, _, err := journal.Open(filepath.Join(n.dir, "journal"), disk.OS{}, journal.Limits{Cluster: "c", Service: "s", Size: 32 << 20, Segment: 8 << 20})
+	j, _, err := journal.Open(filepath.Join(n.dir, "journal"), disk.OS{}, journal.Limits{Cluster: "c", Service: "s", Size: 8 << 20, Segment: 4 << 20})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func (n *node) stop() {
 	n.cancel()
 	select {
 	case <-n.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		b := make([]byte, 1<<20)
 		n.t.Errorf("the stream does not end:\n%s", b[:runtime.Stack(b, true)])
 		return
@@ -394,10 +394,10 @@ func (g *group) cutBetween(a, b cluster.MemberNo, cut bool) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
