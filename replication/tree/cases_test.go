@@ -118,9 +118,7 @@ func (w *world) walked(see seen) {
 	}
 	for dir, at := range see {
 		for name, id := range w.states[at].ent[dir] {
-			if err := w.tr.SetEntry(dir, name, id, nil); err != nil {
-				w.fail("set an entry: %v", err)
-			}
+			w.place(dir, name, id)
 		}
 	}
 	for dir, at := range see { // the times of directories last, because setting entries changes them

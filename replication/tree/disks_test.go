@@ -66,6 +66,13 @@ func mounted(t testing.TB, what string, mount func(dir string) error) string {
 	return dir
 }
 
+// failer is a test, or one round of a test that is shrunk.
+type failer interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // onEach runs a test on each file system that there is.
 func onEach(t *testing.T, fn func(t *testing.T, disk string)) {
 	for name, mount := range map[string]func(testing.TB) string{"tmpfs": mountTmpfs, "ext4": mountExt4} {

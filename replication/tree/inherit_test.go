@@ -106,7 +106,7 @@ func TestInheritIsWhatTheKernelDoes(t *testing.T) {
 	})
 }
 
-func must(t testing.TB, err error) {
+func must(t failer, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -114,3 +114,32 @@ func must(t testing.TB, err error) {
 }
 
 func name(id FileID) string { return limboEntry('n', id)[10:] }
+
+// A create gives what it says although its directory has, by now, something to inherit: a redo meets the directory in a later state.
+func TestACreateInheritsNothingByItself(t *testing.T) {
+	onEach(t, func(t *testing.T, disk string) {
+		tr := newTree(t, filepath.Join(disk, "v"))
+		defer tr.Close()
+		if tr.Abilities()&AccessLists == 0 {
+			t.Skip("this file system has no access lists")
+		}
+		apply(t, tr, replication.Op{Kind: replication.Create, ID: 2, Parent: 1, Name: "d", Mode: unix.S_IFDIR | 0o2755, GID: 55})
+		list := acl([3]uint32{aclUserObj, 7, noOne}, [3]uint32{aclUser, 7, 1000}, [3]uint32{aclGroupObj, 5, noOne}, [3]uint32{aclMask, 7, noOne}, [3]uint32{aclOther, 0, noOne})
+		apply(t, tr, replication.Op{Kind: replication.SetXattr, ID: 2, Name: aclDefault, Data: list})
+		for i, typ := range []uint32{unix.S_IFREG, unix.S_IFDIR, unix.S_IFIFO, unix.S_IFLNK} {
+			id, mode := FileID(i+3), typ|0o646
+			if typ == unix.S_IFLNK {
+				mode = typ | 0o777
+			}
+			s := apply(t, tr, replication.Op{Kind: replication.Create, ID: id, Parent: 2, Name: name(id), Mode: mode, GID: 3, Data: map[bool][]byte{true: []byte("x")}[typ == unix.S_IFLNK]}).Stat
+			real, err := tr.Stat(id)
+			must(t, err)
+			if s.Mode != mode || s.GID != 3 || real.Mode != mode || real.GID != 3 {
+				t.Errorf("mode %o: got %o and group %d, on the disk %o and %d", mode, s.Mode, s.GID, real.Mode, real.GID)
+			}
+			if have, err := tr.Xattrs(id); err != nil || len(have) > 0 {
+				t.Errorf("mode %o: attributes %v, %v", mode, have, err)
+			}
+		}
+	})
+}

@@ -120,9 +120,16 @@ func (c *cache) add(id FileID, typ uint32, kind int, fd int) *inode {
 }
 
 func (t *Tree) release(n *inode) {
-	if n.refs.Add(-1) == 0 && n.gone.Load() {
+	n.refs.Add(-1)
+	if n.gone.Load() && n.idle() {
 		t.closeInode(n) // it is not in the cache any more, so nobody can acquire it again
 	}
+}
+
+// idle says whether nobody uses the inode but FlushTimes, which leaves one alone that is gone: its space must not wait for that.
+func (n *inode) idle() bool {
+	refs := n.refs.Load()
+	return refs == 0 || refs == 1 && n.waiting.Load()
 }
 
 // forgetInode: the inode has lost its last name. Whoever still uses it may go on.
@@ -138,7 +145,7 @@ func (t *Tree) forgetInode(id FileID) {
 	n.gone.Store(true)
 	delete(s.m, id)
 	s.mu.Unlock()
-	if n.refs.Load() == 0 {
+	if n.idle() {
 		t.closeInode(n)
 	}
 }

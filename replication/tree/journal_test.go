@@ -27,7 +27,7 @@ func TestRedoFromAJournalThatIsCutAnywhere(t *testing.T) {
 	defer w.tr.Close()
 	rnd := rand.New(rand.NewPCG(*redoSeed, 11))
 	names := slices.Sorted(maps.Keys(setups))
-	for w.points < 6000 && !t.Failed() {
+	for w.points < 5200 && !t.Failed() {
 		w.random(setups[names[rnd.IntN(len(names))]], 3, rnd)
 		fs := faultfs.New(*redoSeed)
 		j, _, err := journal.Open("j", fs, smallJournal)

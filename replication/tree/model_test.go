@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -192,7 +191,7 @@ func line(id FileID, mode, uid, gid uint32, names int, mtime int64, data, target
 }
 
 // treeText is the same of a tree, as its files are on the disk.
-func treeText(t testing.TB, tr *Tree) string {
+func treeText(t failer, tr *Tree) string {
 	t.Helper()
 	must(t, tr.FlushTimes())
 	var out []string
@@ -263,7 +262,7 @@ func treeText(t testing.TB, tr *Tree) string {
 }
 
 // reset empties a tree.
-func reset(t testing.TB, tr *Tree) {
+func reset(t failer, tr *Tree) {
 	t.Helper()
 	tr.FlushTimes()
 	tr.Unsettle()

@@ -336,7 +336,7 @@ func (t *Tree) renameLater(op *replication.Op, from, to *at) error {
 	}
 	inPlace := to.n != nil && to.now == op.ID
 	if from.n != nil && from.now == op.ID {
-		if err := t.unplaceOrUnlink(from, inPlace); err != nil {
+		if err := t.unplace(from); err != nil {
 			return err
 		}
 	}
@@ -349,18 +349,6 @@ func (t *Tree) renameLater(op *replication.Op, from, to *at) error {
 		return nil
 	}
 	return t.settlePlace(op.ID, to, op.Before)
-}
-
-// unplaceOrUnlink takes the old name away from an inode that gets, or has already, a new one.
-func (t *Tree) unplaceOrUnlink(e *at, elsewhere bool) error {
-	if elsewhere && !e.isDir() {
-		if err := unix.Unlinkat(e.fd, e.name, 0); err != nil {
-			return fail("take a name away", e.now, err)
-		}
-		e.now = 0
-		return nil
-	}
-	return t.unplace(e)
 }
 
 // settlePlace writes an entry with id unless it is of a later state. An inode that is not here is lacking even then.

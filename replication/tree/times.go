@@ -19,10 +19,14 @@ type dirty struct {
 func (t *Tree) touch(n *inode, at int64) {
 	n.mtime.Store(at)
 	n.ctime.Store(at)
-	if n.waiting.Load() || !n.waiting.CompareAndSwap(false, true) {
+	if n.waiting.Load() {
 		return
 	}
-	n.refs.Add(1) // the caller has one, so that it cannot be swept meanwhile
+	n.refs.Add(1) // before it waits, see idle; the caller has one, so that it cannot be swept meanwhile
+	if !n.waiting.CompareAndSwap(false, true) {
+		n.refs.Add(-1)
+		return
+	}
 	t.times.mu.Lock()
 	t.times.list = append(t.times.list, n)
 	many := len(t.times.list) > t.opt.MaxOpen/4+8

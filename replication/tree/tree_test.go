@@ -11,7 +11,7 @@ import (
 	"github.com/hanode/hanode/replication"
 )
 
-func apply(t testing.TB, tr *Tree, op replication.Op) Applied {
+func apply(t failer, tr *Tree, op replication.Op) Applied {
 	t.Helper()
 	a, err := tr.Apply(&op)
 	if err != nil {
