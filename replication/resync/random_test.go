@@ -419,3 +419,86 @@ func TestWhateverTheSourceDoesMeanwhileTheFollowerBecomesEqual(t *testing.T) {
 		t.Error("nothing ever moved past the walk: the histories test nothing")
 	}
 }
+
+// spy calls fn with each message that the source receives, before the source does.
+type spy struct {
+	Channel
+	fn func(message)
+}
+
+func (s *spy) Recv() ([]byte, error) {
+	b, err := s.Channel.Recv()
+	if err == nil {
+		body, _ := unseal(b)
+		for len(body) > 0 {
+			var m message
+			if m, body, err = parse(body); err != nil {
+				return nil, err
+			}
+			s.fn(m)
+		}
+	}
+	return b, err
+}
+
+// TestAFileThatMovesPastTheWalkIsComparedByItsID: what the follower has is not thrown away and fetched again, and not left as it was either.
+func TestAFileThatMovesPastTheWalkIsComparedByItsID(t *testing.T) {
+	disk := scratch(t)
+	from, to := newTree(t, disk+"/a"), newTree(t, disk+"/b")
+	must(t, from.Settle(), to.Settle())
+	for _, tr := range []*Tree{from, to} {
+		do(t, tr, replication.Op{Kind: replication.Create, ID: 2, Parent: 1, Name: "x", Mode: dirMode}, replication.Op{Kind: replication.Create, ID: 3, Parent: 1, Name: "y", Mode: dirMode},
+			replication.Op{Kind: replication.Create, ID: 4, Parent: 2, Name: "f", Mode: fileMode}, replication.Op{Kind: replication.Create, ID: 5, Parent: 3, Name: "f", Mode: fileMode})
+		for _, id := range []FileID{4, 5} {
+			do(t, tr, replication.Op{Kind: replication.Write, ID: id, Data: pattern(1<<20, byte(id))})
+		}
+	}
+	do(t, from, replication.Op{Kind: replication.Write, ID: 4, Off: 5000, Data: []byte("new"), Time: 2e18}, replication.Op{Kind: replication.Write, ID: 5, Off: 5000, Data: []byte("new"), Time: 2e18})
+	var log []replication.Op
+	a, b := pipe()
+	listed := map[FileID]bool{}
+	watch := &spy{a, func(m message) {
+		if m.kind != mList || m.id == 1 {
+			return
+		}
+		if listed[m.id] = true; len(listed) == 2 { // the file of the second goes to the first, of which the names are known by now, or not yet
+			op := replication.Op{Kind: replication.Rename, Volume: 1, ID: m.id + 2, Parent: m.id, Name: "f", NewParent: 5 - m.id, NewName: "moved", Time: 3e18}
+			log = append(log, op)
+			do(t, from, op)
+		}
+	}}
+	src := make(chan error, 1)
+	go func() { src <- Source(context.Background(), watch, from, SourceOptions{Volume: 1, Workers: 1}) }()
+	r, err := Run(context.Background(), b, to, TargetOptions{Volume: 1, Workers: 1})
+	must(t, err, <-src)
+	if r.Written > 4*blockSize || r.Created > 0 {
+		t.Errorf("%+v", r)
+	}
+	for _, op := range log {
+		a, err := to.Apply(&op)
+		if must(t, err); a.Missing {
+			t.Errorf("%x is missing", uint64(a.Lacks))
+		}
+	}
+	must(t, to.Settle())
+	equal(t, from, to)
+}
+
+// TestWhatIsOpenOutlivesTheDirectoryThatHeldIt: on the follower it still lies in a directory that is no more.
+func TestWhatIsOpenOutlivesTheDirectoryThatHeldIt(t *testing.T) {
+	disk := scratch(t)
+	from, to := newTree(t, disk+"/a"), newTree(t, disk+"/b")
+	must(t, from.Settle(), to.Settle())
+	for _, tr := range []*Tree{from, to} {
+		do(t, tr, replication.Op{Kind: replication.Create, ID: 2, Parent: 1, Name: "x", Mode: dirMode}, replication.Op{Kind: replication.Create, ID: 3, Parent: 2, Name: "y", Mode: dirMode},
+			replication.Op{Kind: replication.Create, ID: 4, Parent: 3, Name: "f", Mode: fileMode}, replication.Op{Kind: replication.Write, ID: 4, Data: pattern(50000, 1)})
+	}
+	do(t, from, replication.Op{Kind: replication.Unlink, ID: 4, Parent: 3, Name: "f", Flags: replication.FlagOpen, Time: 2e18},
+		replication.Op{Kind: replication.Rmdir, ID: 3, Parent: 2, Name: "y", Time: 2e18}, replication.Op{Kind: replication.Rmdir, ID: 2, Parent: 1, Name: "x", Time: 2e18})
+	r, err := resync(t, from, to, SourceOptions{}, TargetOptions{})
+	must(t, err, to.Settle())
+	if ids := to.InLimbo(); len(ids) != 1 || ids[0] != 4 || r.Created > 0 {
+		t.Errorf("open: %x, %+v", ids, r)
+	}
+	equal(t, from, to)
+}
