@@ -18,7 +18,11 @@ func (p *peer) sync() {
 			return
 		case <-p.kick:
 		}
-		for p.bringUp() {
+		p.mu.Lock()
+		p.tx++
+		tx := p.tx
+		p.mu.Unlock()
+		for p.bringUp(tx) { // the same image: what was sent of it is not sent again
 			select {
 			case <-p.done:
 				return
@@ -35,11 +39,7 @@ const (
 )
 
 // bringUp sends what is lacking. It returns true if something was lacking again in the meantime.
-func (p *peer) bringUp() bool {
-	p.mu.Lock()
-	p.tx++
-	tx := p.tx
-	p.mu.Unlock()
+func (p *peer) bringUp(tx uint64) bool {
 	if !p.define() {
 		return false
 	}

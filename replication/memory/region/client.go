@@ -82,6 +82,7 @@ type App struct {
 	mu      sync.Mutex
 	role    Role
 	epoch   uint64
+	was     Role  // what it was when the connection was lost
 	err     error // why the connection is away
 	closed  bool
 	asked   map[uint64]question
@@ -244,7 +245,9 @@ func (a *App) lose(conn *net.UnixConn, err error) {
 	if a.conn != conn || a.err != nil {
 		return
 	}
-	a.err = away(a.service, err)
+	if a.err = away(a.service, err); a.role == Active {
+		a.was = Active
+	}
 	a.acting.Store(false)
 	a.role = Idle
 	a.gone.Store(true)
@@ -399,19 +402,26 @@ func (a *App) reconnect() error {
 		return err
 	}
 	a.mu.Lock()
-	role, epoch := a.role, a.epoch
+	role, epoch, conn, was := a.role, a.epoch, a.conn, a.was
 	a.mu.Unlock()
 	a.acting.Store(false)
+	if was == Active && role == Standby {
+		// The new server does not lead yet. What it holds may be older than this memory: it must not be shown in its place.
+		err := errors.New("the new server does not lead yet")
+		conn.Close()
+		a.lose(conn, err)
+		return err
+	}
 	for _, r := range a.all() {
 		if err := r.reopen(); err != nil {
-			a.mu.Lock()
-			conn := a.conn
-			a.mu.Unlock()
 			conn.Close()
 			a.lose(conn, err)
 			return err
 		}
 	}
+	a.mu.Lock()
+	a.was = Idle
+	a.mu.Unlock()
 	a.setRole(role, epoch)
 	return nil
 }
