@@ -8,7 +8,7 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 export CGO_ENABLED = 0
 
 # make test-crash KILLS=200    volume servers are killed at random instants; every acknowledged operation must be there
-.PHONY: all build demo test-crash test vet bench-failover bench-volume bench-resync idle clean
+.PHONY: all build demo test-crash test-crash-memory test vet bench-failover bench-volume bench-resync idle clean
 all: build
 build: bin/hanode bin/witness
 
@@ -26,6 +26,10 @@ vet:
 
 test: vet build
 	$(GO) test -p 1 -timeout 20m ./...
+
+# random kills of applications, servers of regions and nodes; KILLS=10000 SEED=1
+test-crash-memory:
+	$(GO) test ./replication/memory -run RandomKills -count=1 -v -timeout 0 -crash.kills $(or $(KILLS),200) -crash.time 0 $(if $(SEED),-crash.seed $(SEED))
 
 test-crash:
 	$(GO) test ./replication/stream -run Crash -v -timeout 60m -kills=$(or $(KILLS),200) $(if $(SEED),-crash-seed=$(SEED))
