@@ -52,7 +52,7 @@ func Validate(s *cluster.Spec, env NodeEnv) []Problem {
 			c.vips(sv)
 			c.volumes(sv)
 			for j := range sv.Processes {
-				c.process(&sv.Processes[j])
+				c.process(&sv.Processes[j], sv.Volumes)
 			}
 			for _, h := range sv.Hooks {
 				c.executable("hook "+quote(h.Name)+" exec", h.Exec, "")
@@ -98,7 +98,17 @@ func (c *inspection) executable(where string, argv []string, user string) {
 	}
 }
 
-func (c *inspection) process(p *cluster.ProcessSpec) {
+// inVolume says whether a path lies in one of these volumes: what is there is known only where they are mounted.
+func inVolume(p string, volumes []cluster.VolumeSpec) bool {
+	for i := range volumes {
+		if within(volumes[i].Path, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *inspection) process(p *cluster.ProcessSpec, volumes []cluster.VolumeSpec) {
 	where := "process " + quote(p.Name)
 	switch {
 	case p.Systemd != "":
@@ -111,7 +121,7 @@ func (c *inspection) process(p *cluster.ProcessSpec) {
 		}
 		c.executable(where+" start", p.Start, p.User)
 		c.executable(where+" stop", p.Stop, p.User)
-		if c.env.Directory != nil && p.Dir != "/" {
+		if c.env.Directory != nil && p.Dir != "/" && !inVolume(p.Dir, volumes) {
 			if err := c.env.Directory(p.Dir, p.User); err != nil {
 				c.say(where+" dir", fmt.Sprintf("%s cannot work in %s: %v", p.User, p.Dir, err), "make the directory there and give it to the user")
 			}

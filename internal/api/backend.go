@@ -17,6 +17,7 @@ type Backend interface {
 	Services
 	Membership
 	Upkeep
+	Volumes
 	Internal
 }
 

@@ -111,6 +111,7 @@ func (s *Server) routes() http.Handler {
 	order(mux, pathLeave, b.Leave)
 	order(mux, pathToken, func(ctx context.Context, r TokenRequest, _ Progress) (*Token, error) { return b.TokenCreate(ctx, r) })
 	s.routeUpkeep(mux)
+	s.routeVolumes(mux)
 	s.routeInternal(mux)
 	if s.cfg.Metrics != nil {
 		mux.Handle("GET /metrics", s.cfg.Metrics)

@@ -156,6 +156,7 @@ type Clerk struct {
 	Workers  int
 	Prefix   string
 	Patience time.Duration // for one answer
+	Every    time.Duration // between two entries of a worker
 	Now      func() int64
 	Out      io.Writer
 
@@ -208,6 +209,9 @@ func (k *Clerk) work(ctx context.Context, w int) {
 		fmt.Fprintf(k.Out, "%s %d %d\n", entry, sent, k.Now())
 		k.mu.Unlock()
 		n++
+		if k.Every > 0 {
+			pause(ctx, k.Every)
+		}
 	}
 }
 
@@ -231,6 +235,7 @@ func ClerkMain(args []string, stderr io.Writer) int {
 	fs.IntVar(&k.Workers, "workers", 4, "how many enter at once")
 	fs.StringVar(&k.Prefix, "prefix", "e", "of the entries")
 	fs.DurationVar(&k.Patience, "patience", 500*time.Millisecond, "how long an answer is waited for")
+	fs.DurationVar(&k.Every, "every", 0, "pause between two entries of one worker")
 	fs.DurationVar(&lasts, "for", time.Hour, "how long to work")
 	fs.StringVar(&out, "out", "", "file for what was acknowledged")
 	if err := fs.Parse(args); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -92,7 +93,7 @@ type clerk struct {
 func (p *product) startClerk(ctx context.Context, prefix string, workers int) (*clerk, error) {
 	h := p.bed.world.Host(client)
 	k := &clerk{h: h, out: filepath.Join(h.Dir(), "clerk-"+prefix)}
-	argv := append(append([]string(nil), p.bed.self...), demoapp.ClerkCommand, "--target", fmt.Sprintf("%s:%d", ledgerVIP, ledgerPort), "--workers", fmt.Sprint(workers), "--prefix", prefix, "--out", k.out)
+	argv := append(append([]string(nil), p.bed.self...), demoapp.ClerkCommand, "--target", fmt.Sprintf("%s:%d", ledgerVIP, ledgerPort), "--workers", fmt.Sprint(workers), "--prefix", prefix, "--every", "5ms", "--out", k.out)
 	var err error
 	k.pid, err = h.Spawn(ctx, world.Cmd{Argv: argv, Log: h.Log("clerk")})
 	return k, err
@@ -116,9 +117,14 @@ func (k *clerk) acked() ([]entry, error) {
 	defer f.Close()
 	var out []entry
 	for sc := bufio.NewScanner(f); sc.Scan(); {
-		var e entry
-		if n, _ := fmt.Sscan(sc.Text(), &e.text, &e.sent, &e.acked); n == 3 {
-			out = append(out, e)
+		f := strings.Fields(sc.Text())
+		if len(f) != 3 {
+			continue // being written
+		}
+		sent, err := strconv.ParseInt(f[1], 10, 64)
+		acked, err2 := strconv.ParseInt(f[2], 10, 64)
+		if err == nil && err2 == nil {
+			out = append(out, entry{f[0], cluster.Instant(sent), cluster.Instant(acked)})
 		}
 	}
 	return out, nil

@@ -29,7 +29,7 @@ func (b backend) Version(context.Context) (*api.Version, error) {
 	return v, nil
 }
 
-func (b backend) Status(_ context.Context, q api.StatusQuery) (*api.Status, error) {
+func (b backend) Status(ctx context.Context, q api.StatusQuery) (*api.Status, error) {
 	st := &api.Status{At: api.At(time.Now()), Node: b.n.dir.Identity.Name, Source: api.SourceLive}
 	err := b.n.m.On(func(c *core.Core) { b.status(c, st) })
 	if err != nil {
@@ -42,6 +42,9 @@ func (b backend) Status(_ context.Context, q api.StatusQuery) (*api.Status, erro
 	b.health(st)
 	for i := range st.Services {
 		b.localService(&st.Services[i])
+	}
+	if !q.Local {
+		b.otherVolumes(ctx, st)
 	}
 	b.alarms(st)
 	return st, nil
@@ -263,6 +266,7 @@ func (b backend) localService(out *api.Service) {
 			out.Processes = append(out.Processes, api.Process{Name: p.Name, State: p.State, PID: p.PID, Restarts: p.Restarts})
 		}
 		out.Checks = append(out.Checks, s.checkStates(b.n.dir.Identity.Name)...)
+		b.volumesOf(out, s)
 	}
 }
 

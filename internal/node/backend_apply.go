@@ -22,7 +22,7 @@ import (
 // limits is what this version reads in a spec but cannot run.
 var limits = func() []spec.Limit {
 	const later = "leave it out: this version does not run it yet"
-	l := []spec.Limit{{Block: "volume", Why: later}, {Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
+	l := []spec.Limit{{Block: "memory", Why: later}, {Block: "remote", Why: later}, {Block: "alert", Key: "mail", Why: "use exec"}, {Block: "alert", Key: "webhook", Why: "use exec"}, {Block: "alert", Key: "syslog", Why: "use exec"},
 		{Block: "service", Key: "fence", Why: later}}
 	for _, key := range []string{"site_failover", "max_loss"} {
 		l = append(l, spec.Limit{Block: "service", Key: key, Why: later})

@@ -82,8 +82,10 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 			s.setPaused(w.paused)
 		}
 	}
+	replaced := map[cluster.ServiceNo]bool{}
 	for _, s := range n.list() {
 		if !keep[s.no] {
+			replaced[s.no] = true
 			n.stopService(ctx, s)
 		}
 	}
@@ -103,22 +105,23 @@ func (n *Node) apply(ctx context.Context, want []wanted) error {
 		}
 	}()
 	for _, w := range fresh {
+		again := replaced[w.no]
 		if err := n.startService(w); err != nil {
 			errs = fmt.Errorf("service %s: %w", w.spec.Name, err)
 			n.m.Step(core.Health{Service: w.no, Unhealthy: true, GaveUp: err.Error(), Then: "failover"})
 			continue
 		}
-		n.resume(w.no)
+		n.resume(w.no, again)
 	}
 	return errs
 }
 
 // resume opens a service anew that was taken down for a change of its spec while it was active here: its lease goes on.
-func (n *Node) resume(no cluster.ServiceNo) {
+func (n *Node) resume(no cluster.ServiceNo, again bool) {
 	anew := false
 	_ = n.m.On(func(c *core.Core) {
 		look, ok := c.Look(c.View(n.m.Now(), time.Now().UnixMilli()), no)
-		if s := n.byNo(no); ok && look.Phase == lease.Serving && s != nil && s.data != nil {
+		if s := n.byNo(no); again && ok && look.Phase == lease.Serving && s != nil && s.data != nil {
 			anew = true
 			return
 		}

@@ -130,7 +130,7 @@ func (b backend) Validate(_ context.Context, r api.ValidateRequest) (*api.Valida
 // environment is this machine as the spec asks about it.
 func (n *Node) environment() spec.NodeEnv {
 	return spec.NodeEnv{Name: n.dir.Identity.Name, Role: cluster.RoleNode, StateDir: n.dir.Path, LookupUser: lookupUser, LookupGroup: lookupGroup,
-		Executable: executable, Interfaces: interfaces, Directory: directory, File: digest}
+		Executable: executable, Interfaces: interfaces, Directory: directory, Mountable: n.mountable, File: digest}
 }
 
 // freshAddresses asks the machine and the network about the addresses that the spec in force does not have.

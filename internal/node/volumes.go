@@ -38,6 +38,7 @@ type volumes struct {
 	raws   map[uint64]*link.Raw
 	dials  map[cluster.MemberNo]bool
 	nextID uint64
+	off    bool // disconnected by an operator
 }
 
 // kept is what a node remembers of a service's volumes: where they were mounted, and that its backing directories were made once, so that one that is
@@ -45,6 +46,7 @@ type volumes struct {
 type kept struct {
 	Mounts []string `json:"mounts"`
 	Made   []string `json:"made"`
+	Off    bool     `json:"off"` // an operator keeps this copy away from the others
 }
 
 func newVolumes(n *Node, s *service) (*volumes, error) {
@@ -225,6 +227,9 @@ func (v *volumes) launch(ctx context.Context) (*volserver.Server, error) {
 	v.ending = false
 	v.mu.Unlock()
 	k := v.remember()
+	v.mu.Lock()
+	v.off = k.Off
+	v.mu.Unlock()
 	paths := v.mounts()
 	if err := unmountStale(append(append([]string(nil), k.Mounts...), paths...)); err != nil {
 		return nil, err

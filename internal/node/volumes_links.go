@@ -84,7 +84,7 @@ func (v *volumes) dial(to cluster.MemberNo) {
 			id = m.ID
 		}
 	}
-	if srv == nil || id.IsZero() || v.dials[to] || len(v.raws) > 64 {
+	if srv == nil || v.off || id.IsZero() || v.dials[to] || len(v.raws) > 64 {
 		v.mu.Unlock()
 		return
 	}
@@ -135,9 +135,9 @@ func (n *Node) takeStream(r link.Raw) error {
 		return errNoVolume
 	}
 	s.vol.mu.Lock()
-	srv := s.vol.server
+	srv, off := s.vol.server, s.vol.off
 	s.vol.mu.Unlock()
-	if srv == nil {
+	if srv == nil || off {
 		return errNoVolume
 	}
 	return srv.Give(volserver.Conn{Incoming: true, First: r.First}, r.Conn)
@@ -253,4 +253,48 @@ func behindText(r volserver.Replica) string {
 		return fmt.Sprintf("%d KiB behind", r.LagBytes>>10)
 	}
 	return r.State
+}
+
+// distrust marks this copy, so that all of it is compared, and starts the server anew.
+func (v *volumes) distrust(ctx context.Context, why string) error {
+	v.mu.Lock()
+	srv := v.server
+	v.ending = srv != nil
+	v.mu.Unlock()
+	if srv == nil {
+		return errors.New("there is no volume server here now: it is compared when there is one, if need be")
+	}
+	_, err := srv.Order(ctx, volserver.Order{What: "distrust", Volume: why})
+	srv.Kill()
+	return err
+}
+
+// forget lets backing directories that are missing be made anew.
+func (v *volumes) forget() error {
+	k := v.remember()
+	k.Made = nil
+	return v.keep(k)
+}
+
+// disconnect keeps this copy away from the others, or lets it follow again; it survives restarts.
+func (v *volumes) disconnect(off bool) error {
+	k := v.remember()
+	k.Off = off
+	if err := v.keep(k); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.off = off
+	srv := v.server
+	v.ending = v.ending || off && srv != nil
+	v.mu.Unlock()
+	if off {
+		v.n.raise("disconnected", v.s.name, "warn", "the copy of "+v.s.name+" here was disconnected by an operator", "hanode volume connect "+v.s.name+" --node "+v.n.dir.Identity.Name)
+		if srv != nil {
+			srv.Kill() // it starts anew, and nobody reaches it
+		}
+		return nil
+	}
+	v.n.clear("disconnected", v.s.name)
+	return nil
 }

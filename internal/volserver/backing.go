@@ -94,3 +94,19 @@ func setsAside(dir string) int {
 	}
 	return len(es)
 }
+
+// distrust marks this copy as one whose every byte has to be compared. The process has to end after it.
+func (w *works) distrust(why string) error {
+	if w.epoch.Load() != 0 {
+		return errors.New("this copy is the active's: it is the one that others are compared with")
+	}
+	w.Fence(why)
+	w.Abort()
+	dir := w.start.Volumes[0].Backing
+	st, err := journal.LoadState(disk.OS{}, dir, w.start.Cluster)
+	if err != nil {
+		return err
+	}
+	st.Inconsistent, st.Why, st.Clean = true, why, false
+	return journal.StoreState(disk.OS{}, dir, st)
+}

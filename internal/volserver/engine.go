@@ -36,6 +36,8 @@ type works struct {
 	halt    context.CancelFunc
 	nudge   chan struct{} // the stream has something to tell
 
+	copying copying
+
 	epoch     atomic.Uint64 // in which operations may be done; 0: this copy does not lead
 	suspended atomic.Uint64
 	fenced    atomic.Bool
@@ -54,7 +56,9 @@ func newEngine(h *host, s Start) (engine, error) {
 	if len(s.Volumes) == 0 || len(s.Volumes) > 255 {
 		return nil, errors.New("a service has 1 to 255 volumes")
 	}
-	return &works{h: h, start: s, news: make(chan struct{}), nudge: make(chan struct{}, 1), wants: map[cluster.MemberNo]string{}, ended: make(chan struct{})}, nil
+	w := &works{h: h, start: s, news: make(chan struct{}), nudge: make(chan struct{}, 1), wants: map[cluster.MemberNo]string{}, ended: make(chan struct{})}
+	w.copying.w = w
+	return w, nil
 }
 
 // Open opens the copy and mounts it, as standby.
@@ -123,7 +127,7 @@ func (w *works) config(st journal.State, volumes []stream.Volume) stream.Config 
 	s := &w.start
 	return stream.Config{
 		Self: replica.Run{Member: s.Self.Member, Inc: s.Self.Inc}, Cluster: s.Cluster, Service: s.Service, Volumes: volumes, AloneDisk: s.AloneDisk, Journal: w.journal,
-		State: st, Store: w.store, Dirty: w.dirty, Now: boottime, Log: w.h.log,
+		State: st, Store: w.store, Dirty: w.dirty, Now: boottime, Log: w.h.log, Resync: &w.copying,
 		Events: stream.Events{
 			CaughtUp: func(r replica.Run, e cluster.Epoch, g cluster.Generation) {
 				w.h.event(message{Kind: kindCaughtUp, Caught: &CaughtUp{Run{r.Member, r.Inc}, e, g}})
@@ -337,6 +341,9 @@ func (w *works) Close(context.Context) error {
 func (w *works) AddConn(_ cluster.MemberNo, c net.Conn, _ bool) { w.stream.AddConn(c) }
 
 func (w *works) Order(_ context.Context, o Order) (json.RawMessage, error) {
+	if o.What == "distrust" {
+		return nil, w.distrust(o.Volume)
+	}
 	return nil, fmt.Errorf("an order to %s a volume is not known to this version", o.What)
 }
 

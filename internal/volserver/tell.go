@@ -77,6 +77,9 @@ func (w *works) replicas(st *stream.Status) []Replica {
 	} else if st.Source != 0 {
 		own.State = "following"
 	}
+	if own.Resync = w.copying.progress(); own.Resync != nil {
+		own.State = "resync"
+	}
 	out := []Replica{own}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,9 +109,11 @@ func (w *works) Status() Status {
 		out.Inconsistent = "a resync of this copy has not ended"
 	}
 	for _, r := range w.replicas(&st) {
-		if r.Member != w.start.Self.Member {
-			out.Replicas = append(out.Replicas, r)
+		if r.Member == w.start.Self.Member {
+			out.Own = r
+			continue
 		}
+		out.Replicas = append(out.Replicas, r)
 	}
 	for i, fs := range w.mounts {
 		v := &w.start.Volumes[i]

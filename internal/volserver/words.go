@@ -140,6 +140,7 @@ type Status struct {
 	JournalBytes int64            `json:"journal_bytes"`
 	Suspended    uint64           `json:"suspended"` // operations that were held because the lease was near its end
 	Replicas     []Replica        `json:"replicas"`
+	Own          Replica          `json:"own"` // this copy
 	Volumes      []Volume         `json:"volumes"`
 	Conns        int              `json:"conns"`
 	Handshakes   uint64           `json:"handshakes"`
