@@ -51,4 +51,4 @@ bench-resync:
 	$(GO) test ./replication/resync -run '^TestMeasure$$' -timeout 60m -v -measure $(abspath $(or $(OUT),bench-resync.json)) -rounds $(or $(RUNS),5) -mib $(or $(MIB),1024) -many $(or $(MANY),1000000)
 
 clean:
-	rm -rf bin demo-report.json bench.json bench-resync.json
+	rm -rf bin demo-report.json bench.json bench-resync.json volume-bench.json

@@ -58,6 +58,14 @@ type mountInfo struct {
 	source string
 }
 
+// devHex is the device as it stands in /proc/PID/maps.
+func (m *mountInfo) devHex() []byte {
+	major, minor, _ := strings.Cut(m.dev, ":")
+	maj, _ := strconv.Atoi(major)
+	mnr, _ := strconv.Atoi(minor)
+	return fmt.Appendf(nil, " %02x:%02x ", maj, mnr)
+}
+
 // mountOf returns what is mounted exactly on path, nil if nothing is.
 func mountOf(path string) (*mountInfo, error) {
 	f, err := os.Open("/proc/self/mountinfo")
@@ -136,10 +144,7 @@ func findHolders(m *mountInfo) (out []Holder) {
 		return nil
 	}
 	id := fmt.Appendf(nil, "\nmnt_id:\t%d\n", m.id)
-	major, minor, _ := strings.Cut(m.dev, ":")
-	maj, _ := strconv.Atoi(major)
-	mnr, _ := strconv.Atoi(minor)
-	dev := fmt.Appendf(nil, " %02x:%02x ", maj, mnr)
+	dev := m.devHex()
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() {

@@ -1,6 +1,7 @@
 package volume_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanode/hanode/replication"
 	"github.com/hanode/hanode/replication/volume"
 	"github.com/hanode/hanode/replication/volume/voltest"
 )
@@ -17,7 +19,7 @@ import (
 func init() {
 	// write FILE TEXT OFFSET
 	clients["write"] = func(dir string, a []string) error {
-		f, err := os.OpenFile(filepath.Join(dir, a[0]), os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(dir, a[0]), os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
@@ -227,3 +229,121 @@ func TestAbortEndsEverythingWithEIO(t *testing.T) {
 }
 
 func must[T, U any](v T, _ U) T { return v }
+
+func init() {
+	// mapstore FILE: opens for reading and writing, stores through a shared mapping at each line on stdin, and says so.
+	clients["mapstore"] = func(dir string, a []string) error {
+		f, err := os.OpenFile(filepath.Join(dir, a[0]), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		m, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+		if err != nil {
+			return err
+		}
+		f.Close()
+		fmt.Println("mapped")
+		for i := byte('1'); ; i++ {
+			var one [1]byte
+			if n, _ := os.Stdin.Read(one[:]); n == 0 {
+				return nil
+			}
+			copy(m, bytes.Repeat([]byte{i}, 16))
+			fmt.Println("stored", string(i))
+		}
+	}
+}
+
+// What is stored through a mapping reaches the standby in either order of opening: by the kernel's write-back when the writer was there first, and
+// by stores.go when a reader was.
+func TestStoresThroughAMappingAreRecordedInEitherOrderOfOpening(t *testing.T) {
+	for _, first := range []string{"reader", "writer"} {
+		t.Run(first+" first", func(t *testing.T) {
+			log := voltest.NewWithhold()
+			m := mount(t, log, volume.Active)
+			sh(t, m.dir, "printf 'old-old-old-old-' >$D/f; head -c 300000 /dev/zero >>$D/f")
+			start := func(name string) (*output, func(), func()) {
+				c, out := client(name, m.dir, "f")
+				in, err := c.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Start(); err != nil {
+					t.Fatal(err)
+				}
+				return out, func() { in.Write([]byte{'\n'}) }, func() { in.Close(); c.Wait() }
+			}
+			begin := func(name string) (*output, func(), func()) {
+				opens := m.Stats().Opens.Load()
+				out, step, end := start(name)
+				eventually(t, name+" has opened the file", func() bool { return m.Stats().Opens.Load() > opens })
+				return out, step, end
+			}
+			var rout, wout *output
+			var read, store, rend, wend func()
+			if first == "reader" {
+				rout, read, rend = begin("reader")
+				wout, store, wend = begin("mapstore")
+			} else {
+				wout, store, wend = begin("mapstore")
+				eventually(t, "the writer has mapped the file", func() bool { return wout.String() == "mapped\n" })
+				rout, read, rend = begin("reader")
+			}
+			for i := byte('1'); i < '4'; i++ {
+				store()
+				want := strings.Repeat(string(i), 16)
+				eventually(t, "the writer has stored", func() bool { return strings.Contains(wout.String(), "stored "+string(i)) })
+				if first == "writer" {
+					sh(t, m.dir, "sync $D/f") // fsync(2)
+				}
+				eventually(t, "a record has what was stored", func() bool {
+					ops, _ := log.Snapshot()
+					for _, op := range ops {
+						if op.Kind == replication.Write && op.Off == 0 && strings.HasPrefix(string(op.Data), want) {
+							return true
+						}
+					}
+					return false
+				})
+				n := strings.Count(rout.String(), "\n")
+				read()
+				eventually(t, "the reader answers", func() bool { return strings.Count(rout.String(), "\n") > n })
+				if got := strings.Split(rout.String(), "\n")[n]; got != want+"/"+want {
+					t.Errorf("the reader sees %q, want %q", got, want)
+				}
+			}
+			if got := m.Stats().Unsafe.Load() > 0; got != (first == "reader") {
+				t.Errorf("opens that are looked after: %v", got)
+			}
+			wend()
+			rend()
+			eventually(t, "nothing is open", func() bool { return m.Handles() == 0 })
+			sameOnAStandby(t, m, log)
+		})
+	}
+}
+
+// A mapping that came and went between two looks is found when the descriptor is closed.
+func TestAShortMappingPastTheServerIsFoundAtTheEnd(t *testing.T) {
+	log := voltest.NewWithhold()
+	m := mount(t, log, volume.Active)
+	sh(t, m.dir, "printf 'old-old-old-old-' >$D/f; head -c 300000 /dev/zero >>$D/f")
+	reader, _ := client("reader", m.dir, "f")
+	in, err := reader.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the reader has opened the file", func() bool { return m.Stats().Passed.Load() == 1 })
+	w, out := client("mapstore", m.dir, "f")
+	w.Stdin = strings.NewReader("\n")
+	if err := w.Run(); err != nil || m.Stats().Unsafe.Load() != 1 {
+		t.Fatalf("%v %s, %d opens are looked after", err, out, m.Stats().Unsafe.Load())
+	}
+	eventually(t, "what was stored is recorded", func() bool { return m.Stats().Stored.Load() > 0 })
+	in.Close()
+	reader.Wait()
+	sameOnAStandby(t, m, log)
+}

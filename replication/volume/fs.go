@@ -79,6 +79,8 @@ type FS struct {
 	nodes              nodes
 	handles            handles
 	seen               seenOnStandby
+	hot                hot
+	stores             stores
 	stats              Stats
 	passthrough        atomic.Bool
 	server             *fuse.Server
@@ -165,6 +167,7 @@ func (v *FS) Serve() {
 	v.serveOnce.Do(func() {
 		v.server.Serve()
 		close(v.served)
+		v.stores.wg.Wait()
 	})
 	<-v.served
 }

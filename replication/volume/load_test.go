@@ -297,7 +297,7 @@ func TestVeryManyOpenFilesDoNotBreakAVolume(t *testing.T) {
 		}
 		ins = append(ins, in)
 		defer c.Wait()
-		for out.Len() == 0 {
+		for out.String() == "" {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if out.String() != "ready\n" {

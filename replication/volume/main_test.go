@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -41,13 +42,31 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// client prepares a client's process; its output is kept in the buffer.
-func client(name, dir string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+// output is what a client has said so far.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// client prepares a client's process; its output is kept.
+func client(name, dir string, args ...string) (*exec.Cmd, *output) {
 	cmd := exec.Command("/proc/self/exe", append([]string{dir}, args...)...)
 	cmd.Env = append(os.Environ(), clientEnv+"="+name)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	return cmd, &out
+	out := new(output)
+	cmd.Stdout, cmd.Stderr = out, out
+	return cmd, out
 }
 
 // run runs a client to its end and fails the test if it fails.

@@ -94,13 +94,13 @@ func (v *FS) newHandle(n *node, flags uint32, out *fuse.OpenOut) fuse.Status {
 	}
 	if kind == unsafely {
 		v.stats.Unsafe.Add(1)
-		v.logger.Warn("a file is opened for reading and writing while others read it by passthrough: what is stored through a shared mapping of it is not replicated", "id", n.id)
+		v.stores.watch(v, n.id, file)
 	}
 	h.reader = kind
 	n.modes.count(kind, 1)
 	n.opens++
 	if h.write && flags&syscall.O_ACCMODE == syscall.O_RDWR {
-		n.modes.hot = time.Now()
+		v.hot.add(n.id)
 	}
 	n.mu.Unlock()
 	v.stats.Opens.Add(1)

@@ -102,6 +102,17 @@ func TestAStandbyShowsWhatTheStreamBringsAndRefusesWriters(t *testing.T) {
 	if got := sh(t, m.dir, "cat $D/f; ls $D; test -e $D/g || echo none"); got != "firstf\nnone\n" {
 		t.Errorf("at first: %q", got)
 	}
+	apply(t, m.tree, replication.Op{Kind: replication.Create, ID: 9, Parent: 1, Name: "looked-at", Mode: syscall.S_IFREG | 0o644, Time: 1e18})
+	if got := sh(t, m.dir, "stat -c %s $D/looked-at; test -e $D/late || echo none"); got != "0\nnone\n" {
+		t.Errorf("before: %q", got)
+	}
+	apply(t, m.tree, replication.Op{Kind: replication.Write, ID: 9, Data: []byte("1234567"), Time: 1e18})
+	apply(t, m.tree, replication.Op{Kind: replication.Create, ID: 10, Parent: 1, Name: "late", Mode: syscall.S_IFREG | 0o644, Time: 1e18})
+	if got := sh(t, m.dir, "test -e $D/late && echo there; stat -c %s $D/looked-at"); got != "there\n7\n" {
+		t.Errorf("a size or an absence that the kernel was told before the stream went on: %q", got)
+	}
+	apply(t, m.tree, replication.Op{Kind: replication.Unlink, ID: 9, Parent: 1, Name: "looked-at", Time: 1e18})
+	apply(t, m.tree, replication.Op{Kind: replication.Unlink, ID: 10, Parent: 1, Name: "late", Time: 1e18})
 	reader, out := client("reader", m.dir, "f")
 	in, err := reader.StdinPipe()
 	if err != nil {
@@ -240,5 +251,21 @@ func TestWhatCannotBeMountedIsRefusedWithTheRemedy(t *testing.T) {
 	}
 	if got := sh(t, m.dir, "echo fine >$D/f; cat $D/f"); got != "fine\n" {
 		t.Errorf("the volume that was there: %q", got)
+	}
+}
+
+// fsync of a file and of a directory, msync and O_DSYNC reach the log; syncfs does not, because the kernel does not pass it on (docs/replication.md).
+func TestWhatMakesThingsDurableReachesTheLog(t *testing.T) {
+	m := mount(t, accept(), volume.Active)
+	sh(t, m.dir, "echo x >$D/f")
+	for _, c := range []struct {
+		script string
+		reach  bool
+	}{{"sync $D/f", true}, {"sync $D", true}, {"sync -d $D/f", true}, {"dd if=/dev/zero of=$D/f oflag=dsync bs=4k count=1 2>/dev/null", true}, {"sync -f $D/f", false}} {
+		before := m.Stats().Syncs.Load()
+		sh(t, m.dir, c.script)
+		if got := m.Stats().Syncs.Load() > before; got != c.reach {
+			t.Errorf("%s reaches Log.Sync: %v", c.script, got)
+		}
 	}
 }

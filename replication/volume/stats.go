@@ -10,7 +10,7 @@ import (
 type Stats struct {
 	Reads, Writes, ReadBytes, WriteBytes atomic.Uint64
 	Changes, Syncs, Opens, Passed        atomic.Uint64
-	Gate, Failed, Unsafe                 atomic.Uint64 // refused by the gate; accepted but not applied; see the comment on mixedWait
+	Gate, Failed, Unsafe, Stored         atomic.Uint64 // refused by the gate; accepted but not applied; opens that stores looks after, and bytes that it recorded
 	Ack, Sync                            Histogram     // from Submit to Wait's answer; of Log.Sync
 }
 
