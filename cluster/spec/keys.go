@@ -148,7 +148,7 @@ func serviceBlock() *Block {
 			vipBlock(), volumeBlock(), remoteBlock(), memoryBlock(), processBlock(), checkBlock(),
 			{
 				Name: "on_failure", Always: true, Class: Live, Doc: "what happens when a process exits or a check fails",
-				Keys: onFailureKeys(), done: onFailureDone,
+				Keys: onFailureKeys(NeedsStop), done: onFailureDone,
 				make: func(parent any) any { return &parent.(*S).OnFailure },
 				put:  func(any, string, any) {},
 				each: func(parent any, f func(any)) { f(&parent.(*S).OnFailure) },
@@ -163,14 +163,14 @@ func serviceBlock() *Block {
 func vipBlock() *Block {
 	type V = cluster.VIPSpec
 	b := listed(&Block{
-		Name: "vip", Label: CIDRLabel, Class: Live, Doc: "an address that moves with the service, with its network's length",
+		Name: "vip", Label: CIDRLabel, Class: NeedsStop, Doc: "an address that moves with the service, with its network's length",
 		Keys: []Key{
-			{Name: "interface", Type: String, Class: NextGrant, Example: `"eth0"`, syntax: interfaceSyntax,
+			{Name: "interface", Type: String, Class: NeedsStop, Example: `"eth0"`, syntax: interfaceSyntax,
 				Doc:   "where the address is put; by default the interface in that network, per node",
 				field: at(func(v *V) any { return &v.Interface })},
-			{Name: "mac", Type: Word, Default: "own", Values: []string{"own", "virtual"}, Class: NextGrant, Doc: "answer with the node's own MAC or with one that moves",
+			{Name: "mac", Type: Word, Default: "own", Values: []string{"own", "virtual"}, Class: NeedsStop, Doc: "answer with the node's own MAC or with one that moves",
 				field: at(func(v *V) any { return &v.MAC })},
-			{Name: "announce", Type: Word, Default: "start", Values: []string{"start", "ready"}, Class: NextGrant, Doc: "when the address is announced; ready: after the checks",
+			{Name: "announce", Type: Word, Default: "start", Values: []string{"start", "ready"}, Class: NeedsStop, Doc: "when the address is announced; ready: after the checks",
 				field: at(func(v *V) any { return &v.Announce })},
 			{Name: "sites", Type: List, Class: Live, Example: `["paris"]`, Doc: "only at these sites; by default at all", syntax: siteSyntax,
 				field: at(func(v *V) any { return &v.Sites })},

@@ -23,21 +23,21 @@ func processBlock() *Block {
 				field: at(func(p *P) any { return &p.OCF })},
 			{Name: "params", Type: Map, Class: NeedsStop, Example: `{ pgctl = "/usr/bin/pg_ctl" }`, Only: &Cond{"ocf", nil}, Doc: "parameters of the OCF agent",
 				syntax: textSyntax, field: at(func(p *P) any { return &p.Params })},
-			{Name: "stop", Type: Argv, NotWith: agents, Class: Live, Example: `["/usr/bin/app", "stop"]`, Doc: "the program that stops it; by default the stop signal",
+			{Name: "stop", Type: Argv, NotWith: agents, Class: NeedsStop, Example: `["/usr/bin/app", "stop"]`, Doc: "the program that stops it; by default the stop signal",
 				field: at(func(p *P) any { return &p.Stop })},
-			{Name: "stop_signal", Type: Word, Default: "TERM", Values: signals, NotWith: agents, Class: Live, Doc: "sent to its main process",
+			{Name: "stop_signal", Type: Word, Default: "TERM", Values: signals, NotWith: agents, Class: NeedsStop, Doc: "sent to its main process",
 				field: at(func(p *P) any { return &p.StopSignal })},
-			{Name: "stop_timeout", Type: Duration, Default: 30 * time.Second, Max: day, Class: Live, Doc: "how long it may take to stop; then its cgroup is killed",
+			{Name: "stop_timeout", Type: Duration, Default: 30 * time.Second, Max: day, Class: NeedsStop, Doc: "how long it may take to stop; then its cgroup is killed",
 				field: at(func(p *P) any { return &p.StopTimeout })},
-			{Name: "start_timeout", Type: Duration, Default: time.Minute, Min: ms, Max: 7 * day, Class: Live, Doc: "how long it may take until ready",
+			{Name: "start_timeout", Type: Duration, Default: time.Minute, Min: ms, Max: 7 * day, Class: NeedsStop, Doc: "how long it may take until ready",
 				field: at(func(p *P) any { return &p.StartTimeout })},
-			{Name: "ready", Type: Word, Default: "checks", Values: []string{"checks", "started", "notify"}, Class: NextGrant,
+			{Name: "ready", Type: Word, Default: "checks", Values: []string{"checks", "started", "notify"}, Class: NeedsStop,
 				Doc:   "what makes it ready: the checks, that it runs, or its message on NOTIFY_SOCKET",
 				field: at(func(p *P) any { return &p.Ready })},
 			{Name: "standby", Type: Word, Default: "cold", Values: []string{"cold", "hot"}, Class: NeedsStop,
 				Doc:   "hot: it runs on the standby too and is promoted in place",
 				field: at(func(p *P) any { return &p.Standby })},
-			{Name: "promote", Type: Argv, Class: Live, Example: `["/usr/bin/app", "promote"]`, Only: &Cond{"standby", []string{"hot"}},
+			{Name: "promote", Type: Argv, Class: NeedsStop, Example: `["/usr/bin/app", "promote"]`, Only: &Cond{"standby", []string{"hot"}},
 				Doc:   "the program that tells a hot process that it is the active's now",
 				field: at(func(p *P) any { return &p.Promote })},
 			{Name: "user", Type: String, Default: "root", NotWith: agents, Class: NeedsStop, Example: `"postgres"`, Doc: "whom it runs as", syntax: userSyntax,
@@ -48,7 +48,7 @@ func processBlock() *Block {
 				field: at(func(p *P) any { return &p.Dir })},
 			{Name: "env", Type: Map, NotWith: agents, Class: NeedsStop, Example: `{ LANG = "C" }`, Doc: "added to its environment", syntax: textSyntax,
 				field: at(func(p *P) any { return &p.Env })},
-			{Name: "memory_max", Type: Size, Min: 1 << 20, Max: 1 << 50, NotWith: []string{"systemd"}, Unit: "0: no bound", Class: Live, Example: `"4GiB"`, Doc: "bound of its memory",
+			{Name: "memory_max", Type: Size, Min: 1 << 20, Max: 1 << 50, NotWith: []string{"systemd"}, Unit: "0: no bound", Class: NeedsStop, Example: `"4GiB"`, Doc: "bound of its memory",
 				field: at(func(p *P) any { return &p.MemoryMax })},
 			{Name: "files_max", Type: Int, Max: 1 << 30, NotWith: []string{"systemd"}, Unit: "0: the system's", Class: NeedsStop, Example: "65536", Doc: "how many files it may have open",
 				field: at(func(p *P) any { return &p.FilesMax })},
@@ -92,7 +92,7 @@ func checkBlock() *Block {
 				field: at(func(c *C) any { return &c.From })},
 		},
 		Blocks: []*Block{{
-			Name: "on_failure", Class: Live, Doc: "what happens when this check fails", Keys: onFailureKeys(), done: onFailureDone,
+			Name: "on_failure", Class: Live, Doc: "what happens when this check fails", Keys: onFailureKeys(Live), done: onFailureDone,
 			make: func(any) any { return new(cluster.OnFailure) },
 			put:  func(parent any, _ string, v any) { parent.(*C).OnFailure = v.(*cluster.OnFailure) },
 			each: func(parent any, f func(any)) {
@@ -113,16 +113,17 @@ func onFailureDone(v any) {
 	o.BackoffMax = max(backoffMax, o.Backoff)
 }
 
-func onFailureKeys() []Key {
+// The class is that of the block: the supervision of the processes takes it over only as they start, the checks at once.
+func onFailureKeys(class Class) []Key {
 	type O = cluster.OnFailure
 	return []Key{
-		{Name: "restarts", Type: Int, Default: 2, Max: 1000, Class: Live, Doc: "attempts on the same node, within the time of `within`",
+		{Name: "restarts", Type: Int, Default: 2, Max: 1000, Class: class, Doc: "attempts on the same node, within the time of `within`",
 			field: at(func(o *O) any { return &o.Restarts })},
-		{Name: "within", Type: Duration, Default: 10 * time.Minute, Min: 1000 * ms, Max: 30 * day, Class: Live, Doc: "the time over which restarts counts",
+		{Name: "within", Type: Duration, Default: 10 * time.Minute, Min: 1000 * ms, Max: 30 * day, Class: class, Doc: "the time over which restarts counts",
 			field: at(func(o *O) any { return &o.Within })},
-		{Name: "backoff", Type: Duration, Default: time.Second, Max: hour, Class: Live, Doc: "before the first restart; doubles to 30s",
+		{Name: "backoff", Type: Duration, Default: time.Second, Max: hour, Class: class, Doc: "before the first restart; doubles to 30s",
 			field: at(func(o *O) any { return &o.Backoff })},
-		{Name: "then", Type: Word, Default: "failover", Values: []string{"failover", "stop", "ignore"}, Class: Live, Doc: "after the last restart",
+		{Name: "then", Type: Word, Default: "failover", Values: []string{"failover", "stop", "ignore"}, Class: class, Doc: "after the last restart",
 			field: at(func(o *O) any { return &o.Then })},
 	}
 }

@@ -15,6 +15,7 @@ import (
 // specPlays show what the language of the spec promises beyond a pair with an address.
 func specPlays() []situation {
 	return []situation{
+		{name: "an unchanged spec touches nothing", play: playUnchanged},
 		{name: "hooks are run at their moments, with their context", play: playHooks},
 		{name: "a service follows the one that it requires", moves: true, play: playRequires},
 		{name: "after a failure only what is worth most runs", moves: true, play: playPriority},
@@ -180,5 +181,32 @@ func playCheckRestart(p *play) {
 	st := p.ask(p.standby)
 	p.check(st.active() == p.active && st.epoch() == p.epoch, "it was moved although restarts were left: %s", st.describe())
 	p.prints(p.active, []string{"restart 1 of 2"}, "explain", serviceName)
+	p.restore()
+}
+
+func playUnchanged(p *play) {
+	pid := p.pid(p.active, serviceName)
+	text := p.spec()
+	for i := range 10 {
+		same := text
+		if i%2 == 1 { // another text of the same meaning
+			same = "# version " + fmt.Sprint(i) + "\n\n" + strings.ReplaceAll(text, "\n\n", "\n\n\n")
+		}
+		p.must(os.WriteFile(p.file("same.hcl"), []byte(same), 0o644))
+		p.prints(p.standby, nil, "apply", "--plan", p.file("same.hcl"))
+		p.prints(p.standby, nil, "apply", "--yes", p.file("same.hcl"))
+	}
+	p.undisturbed(p.begin)
+	p.check(p.pid(p.active, serviceName) == pid, "the process %d was touched", pid)
+	kept, bad := 0, 0
+	for _, r := range p.bed.coll.Since(probe.KeptName, p.begin) {
+		if kept++; r.Why != probe.OK {
+			bad++
+		}
+	}
+	p.check(kept > 10 && bad == 0, "of %d questions on a connection that was kept open %d had no answer", kept, bad)
+	p.applyWith("max_failovers = 1000", "max_failovers = 999")
+	p.applyWith("    tcp = ", "    every = \"2s\"\n    tcp = ")
+	p.prints(p.standby, []string{`check "port" every`, "at once"}, "apply", "--plan", p.file("spec.hcl"))
 	p.restore()
 }

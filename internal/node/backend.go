@@ -168,6 +168,9 @@ func (b backend) service(c *core.Core, view *plan.View, s *state.Service) api.Se
 	rep := f.Reports[h.Node]
 	alive := holder != nil && holder.Inc == h.Inc && !view.Silent(h.Node) && !f.Released && (rep.Serving || rep.Epoch < s.Lock.Epoch)
 	out.State = serviceState(s, look, alive)
+	if alive && out.State == api.StateActive && !rep.Ready && !rep.Unhealthy {
+		out.State = api.StateStarting // its checks have not succeeded yet
+	}
 	if alive {
 		out.Active = c.State().MemberName(h.Node)
 		if h.Node == c.Self() && look.Phase == lease.Serving {

@@ -137,14 +137,14 @@ func (n *Node) resume(no cluster.ServiceNo, again bool) {
 
 // needsStop says whether a change of a service's spec can take effect only by stopping it here. Policy is live.
 func needsStop(old, new *cluster.ServiceSpec) bool {
-	return !reflect.DeepEqual(old.VIPs, new.VIPs) || !reflect.DeepEqual(old.Processes, new.Processes) || !reflect.DeepEqual(old.Checks, new.Checks) ||
+	return !reflect.DeepEqual(old.VIPs, new.VIPs) || !reflect.DeepEqual(old.Processes, new.Processes) ||
 		!reflect.DeepEqual(old.OnFailure, new.OnFailure) || old.Run != new.Run || !reflect.DeepEqual(old.Volumes, new.Volumes)
 }
 
 // startService makes everything that one service needs here.
 func (n *Node) startService(w wanted) error {
 	spec := w.spec
-	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), w: n.world()}
+	s := &service{no: w.no, name: spec.Name, spec: &spec, orders: make(chan any, 64), rechecks: make(chan struct{}, 1), w: n.world()}
 	s.addrs = s.vipAddrs()
 	s.setPaused(w.paused)
 	var err error
@@ -184,7 +184,9 @@ func (n *Node) startService(w wanted) error {
 		checks := make(chan struct{})
 		go func() {
 			defer close(checks)
-			n.runChecks(ctx, s)
+			for ctx.Err() == nil {
+				n.runChecks(ctx, s)
+			}
 		}()
 		err := s.run(ctx)
 		cancel()
@@ -255,7 +257,23 @@ func (n *Node) output(service string) func(string, []byte) {
 
 // runChecks runs the checks of a service that this node is to run, in the role that it has.
 func (n *Node) runChecks(ctx context.Context, s *service) {
-	if len(s.spec.Checks) == 0 && !s.everywhere() {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	changed := make(chan struct{})
+	go func() {
+		defer close(changed)
+		select {
+		case <-ctx.Done():
+		case <-s.rechecks: // the spec has other checks now: they begin anew
+			cancel()
+		}
+	}()
+	defer func() { <-changed }()
+	s.mu.Lock()
+	checks, none := s.spec.Checks, len(s.spec.Checks) == 0 && !s.everywhere()
+	s.mu.Unlock()
+	if none {
+		<-ctx.Done()
 		return
 	}
 	judging := make(chan struct{})
@@ -263,10 +281,11 @@ func (n *Node) runChecks(ctx context.Context, s *service) {
 		defer close(judging)
 		s.keepJudging(ctx)
 	}()
-	defer func() { <-judging }()
-	err := agent.Run(ctx, s.spec.Checks, agent.Deps{Log: n.log, Turn: n.m.NextBeat, Now: n.m.Now, Role: s.role, Life: s.life.Load, Paused: s.checkPaused, Group: s.group,
+	defer func() { cancel(); <-judging }()
+	err := agent.Run(ctx, checks, agent.Deps{Log: n.log, Turn: n.m.NextBeat, Now: n.m.Now, Role: s.role, Life: s.life.Load, Paused: s.checkPaused, Group: s.group,
 		Env: []string{"HANODE_SERVICE=" + s.name, "HANODE_NODE=" + n.dir.Identity.Name}}, s.onCheck)
 	if err != nil && ctx.Err() == nil {
 		n.raise("checks", s.name, "warn", "the checks do not run: "+err.Error(), "mend the checks in the spec")
+		<-ctx.Done() // until the spec has others
 	}
 }

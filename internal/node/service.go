@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +72,8 @@ type service struct {
 	vol   *volumes      // the same, for what is not the runner's
 	ended chan struct{} // closed when its goroutine has ended
 
-	orders chan any
+	orders   chan any
+	rechecks chan struct{} // the checks of the spec have changed
 	// shut is set on the loop, at once, so that an order of a tenure that is over does not begin anything.
 	epoch   atomic.Uint64 // of the present tenure here; 0: none
 	active  atomic.Bool
@@ -256,6 +258,7 @@ func (s *service) ready(how string) {
 	}
 	s.readyAt = s.w.now()
 	s.mu.Unlock()
+	s.tell()
 	s.step(how, "")
 	if len(s.spec.Hooks) > 0 || s.late() {
 		s.post(orderReady{cluster.Epoch(s.epoch.Load())})
@@ -470,6 +473,9 @@ func (s *service) restart(ctx context.Context, o orderRestart) {
 	}
 	s.hook(ctx, "after-start", nil)
 	s.up()
+	if len(s.spec.Checks) == 0 {
+		s.ready("processes run again")
+	}
 }
 
 // leave is the end of the daemon: nothing of the service stays.
@@ -504,6 +510,13 @@ func (s *service) stopTime() time.Duration {
 func (s *service) setSpec(spec cluster.ServiceSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !reflect.DeepEqual(s.spec.Checks, spec.Checks) {
+		s.checks = nil
+		select {
+		case s.rechecks <- struct{}{}:
+		default:
+		}
+	}
 	s.spec = &spec
 }
 
@@ -533,7 +546,9 @@ func (s *service) tell() {
 	if s.everywhere() && s.health.then == "failover" {
 		s.health.then = "ignore" // there is nobody to take it over
 	}
-	h := core.Health{Service: s.no, Ready: s.health.up && s.health.unhealthy == "", Unhealthy: s.health.unhealthy != "", GaveUp: s.health.gaveUp, Then: s.health.then}
+	// A standby is ready when its processes run; the active when its checks have succeeded, too: until then it is starting.
+	ready := s.health.up && s.health.unhealthy == "" && (!s.active.Load() || s.readyAt != 0)
+	h := core.Health{Service: s.no, Ready: ready, Unhealthy: s.health.unhealthy != "", GaveUp: s.health.gaveUp, Then: s.health.then}
 	s.mu.Unlock()
 	s.w.step(h)
 }

@@ -33,7 +33,7 @@ func Plan(w io.Writer, p *api.Plan, command string, o Options) {
 		}
 		wrap(w, o, "", line)
 	}
-	wrap(w, o, "At risk: ", RiskText(p.Risk))
+	wrap(w, o, "At risk: ", strings.TrimSuffix(RiskText(p.Risk), ". nothing"))
 	for _, m := range p.VerifiedOff {
 		wrap(w, o, "Before: ", "make sure that "+m+" is switched off; if it still runs, two members serve")
 	}
