@@ -56,6 +56,7 @@ type crashWorld struct {
 
 	acked, synced, renamed [crashFiles]int64
 	removed                map[string]bool
+	inEpoch                map[[2]int64]int64 // of each acknowledged record
 	acks, resyncs, asides  int
 	failed                 []string
 }
@@ -110,6 +111,7 @@ func (w *crashWorld) hear(p *crashProc, out io.Reader) {
 		case "a":
 			w.acks++
 			w.acked[n(1)] = max(w.acked[n(1)], n(2))
+			w.inEpoch[[2]int64{n(1), n(2)}] = n(3)
 		case "s":
 			w.synced[n(1)] = max(w.synced[n(1)], n(2))
 		case "r":
@@ -193,16 +195,21 @@ func (w *crashWorld) await(what string, ok func() bool, a ...any) {
 	}
 }
 
-func (w *crashWorld) kill(no int) {
+// kill ends processes at one instant.
+func (w *crashWorld) kill(nos ...int) {
 	w.mu.Lock()
-	p := w.p[no]
-	w.p[no] = nil
-	w.mu.Unlock()
-	if p == nil {
-		return
+	var dead []*crashProc
+	for _, no := range nos {
+		if p := w.p[no]; p != nil {
+			dead = append(dead, p)
+			w.p[no] = nil
+			p.cmd.Process.Kill()
+		}
 	}
-	p.cmd.Process.Kill()
-	<-p.ended
+	w.mu.Unlock()
+	for _, p := range dead {
+		<-p.ended
+	}
 }
 
 // promote grants the service to a node that the log allows, and has it lead. early says that it is killed meanwhile.
@@ -305,6 +312,10 @@ func (w *crashWorld) check(no int) {
 			if n, _ := strconv.ParseInt(rec[1], 10, 64); n != i || rec[0] != strconv.Itoa(f) {
 				w.t.Errorf("node %d: record %d of file %d says %v", no, i, f, rec[:2])
 			}
+			e, _ := strconv.ParseInt(rec[2], 10, 64)
+			if want, ok := w.inEpoch[[2]int64{int64(f), i}]; ok && e != want && w.mode == replica.Sync {
+				w.t.Errorf("node %d: record %d of file %d is of epoch %d, and was acknowledged in epoch %d: the copy went a way of its own", no, i, f, e, want)
+			}
 			for o := range crashFiles {
 				if v, _ := strconv.ParseInt(rec[3+o], 10, 64); v >= have[o] {
 					w.t.Errorf("node %d: record %d of file %d came after record %d of file %d, which is not there", no, i, f, v, o)
@@ -366,7 +377,7 @@ func TestCrash(t *testing.T) {
 }
 
 func crash(t *testing.T, seed uint64, mode replica.Mode, n int) {
-	w := &crashWorld{t: t, removed: map[string]bool{}, r: rand.New(rand.NewPCG(seed, 3)), mode: mode}
+	w := &crashWorld{t: t, removed: map[string]bool{}, inEpoch: map[[2]int64]int64{}, r: rand.New(rand.NewPCG(seed, 3)), mode: mode}
 	w.moved.L = &w.mu
 	for f := range crashFiles {
 		w.acked[f], w.synced[f] = -1, -1
@@ -380,7 +391,7 @@ func crash(t *testing.T, seed uint64, mode replica.Mode, n int) {
 		w.dirs[no] = filepath.Join(t.TempDir(), "backing")
 		w.start(no)
 	}
-	t.Cleanup(func() { w.kill(1); w.kill(2) })
+	t.Cleanup(func() { w.kill(1, 2) })
 	active := 1
 	w.promote(active, false)
 	w.awaitInSync()
@@ -416,11 +427,9 @@ func crash(t *testing.T, seed uint64, mode replica.Mode, n int) {
 			killed["both"]++
 			total++
 			if w.r.IntN(2) == 0 {
-				w.kill(active)
-				w.kill(standby)
+				w.kill(active, standby)
 			} else {
-				w.kill(standby)
-				w.kill(active)
+				w.kill(standby, active)
 			}
 			w.start(active)
 			w.start(standby)

@@ -224,7 +224,7 @@ func (c *child) writer(w int) {
 			return
 		}
 		c.acked[w].Store(next)
-		c.say("a %d %d", w, next)
+		c.say("a %d %d %d", w, next, c.epoch.Load())
 		if next%syncEvery == 0 {
 			if c.s.Log(1).Sync() != nil {
 				return
