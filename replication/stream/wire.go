@@ -131,7 +131,6 @@ type hello struct {
 	Last    uint64              `json:"last"`
 	Applied uint64              `json:"applied"` // up to which record it may have applied
 	Dirty   bool                `json:"dirty"`   // its trees may hold what its journal does not say
-	Zstd    bool                `json:"zstd"`    // the stream may be compressed from here on
 }
 
 // start is how the source goes on.
