@@ -31,10 +31,15 @@ func newWire(conn net.Conn, now func() cluster.Instant) *wire {
 }
 
 // write sends whole frames. A peer that does not take them in time loses the connection.
-func (w *wire) write(b []byte) error {
+func (w *wire) write(b []byte) error { return w.writeWithin(b, deadConn) }
+
+func (w *wire) writeWithin(b []byte, most time.Duration) error {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
-	if now := w.now(); w.limit.Sub(now) < deadConn/2 {
+	if now := w.now(); most < deadConn {
+		w.limit = 0
+		w.conn.SetWriteDeadline(time.Now().Add(most))
+	} else if w.limit.Sub(now) < deadConn/2 {
 		w.limit = now.Add(deadConn)
 		w.conn.SetWriteDeadline(time.Now().Add(deadConn))
 	}

@@ -90,7 +90,7 @@ func (s *Stream) claim(first uint64, n int, last uint64) (direct []*follower, sy
 		flushed = first - 1
 	}
 	for _, f := range s.followers {
-		if !f.streaming || !f.parked || f.busy || f.sent != flushed || n > 0 && f.bytesSent-f.consumed+uint64(n) > uint64(s.c.Window) && f.bytesSent != f.consumed {
+		if !f.streaming || !f.parked || f.busy || f.sent != flushed || n > 0 && f.bytesSent-f.consumed+uint64(n) > s.directWindow && f.bytesSent != f.consumed {
 			continue
 		}
 		if n == 0 && f.syncWant <= f.syncSent {

@@ -149,7 +149,7 @@ func (s *Stream) flushOnce() {
 		frame = append(frame, h[:]...)
 	}
 	for _, f := range direct {
-		f.write(frame)
+		f.writeWithin(frame, s.patience)
 	}
 	var err error
 	if n > 0 {

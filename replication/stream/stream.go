@@ -24,6 +24,11 @@ const (
 	dialEvery     = 250 * time.Millisecond
 	dialAtMost    = 2 * time.Second
 	roundsOfFlush = 16 // after so many a writer is let go from flushing for others
+
+	// Where a volume does not wait for its standby, a standby that does not read must not hold its writers back: the flusher writes only what a socket's
+	// buffer takes, and does not wait for long; the rest is sent from the journal.
+	smallWindow  = 128 << 10
+	shortForWait = 200 * time.Millisecond
 )
 
 // Errors of a Log. They carry the errno for the caller of the file system.
@@ -43,6 +48,9 @@ type Stream struct {
 	leading bool
 	failed  error // set once: nothing is submitted, acknowledged or accepted any more
 	closing bool
+
+	directWindow uint64        // how many bytes may be in flight for the flusher to write to a follower by itself
+	patience     time.Duration // how long it waits for the connection to take them
 
 	// The active's log.
 	epoch    cluster.Epoch // of the next record
@@ -113,10 +121,14 @@ func New(c Config) (*Stream, error) {
 	s := &Stream{c: c, conns: map[net.Conn]struct{}{}, dialAt: map[cluster.MemberNo]dialing{}, handOver: make(chan struct{}, 1),
 		chores: make(chan func(), 256), events: make(chan func(), 1024), running: make(chan struct{}), missing: map[missingID]int{}}
 	s.space.L, s.quiet.L, s.facts.L, s.moved.L = &s.mu, &s.mu, &s.mu, &s.mu
+	s.directWindow, s.patience = uint64(c.Window), deadConn
 	modes := make([]replica.Mode, len(c.Volumes))
 	for i, v := range c.Volumes {
 		modes[i] = v.Mode
 		s.volumes = append(s.volumes, v.Name)
+		if v.Mode != replica.Sync {
+			s.directWindow, s.patience = min(smallWindow, s.directWindow), shortForWait
+		}
 	}
 	var flag replica.Flag
 	if a := c.State.Alone; a != nil {
@@ -290,6 +302,11 @@ func (s *Stream) SetFacts(f replica.Facts) {
 	defer s.mu.Unlock()
 	s.stb.SetFacts(f)
 	s.perform(s.act.SetFacts(s.c.Now(), f))
+	for _, x := range s.followers {
+		if x.busy && !s.act.Needed(x.run.Member) {
+			x.conn.Close() // the flusher may hang in it, and nobody waits for this one any more
+		}
+	}
 	s.settle()
 	s.facts.Broadcast()
 	s.quiet.Broadcast()

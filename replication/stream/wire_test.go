@@ -196,6 +196,85 @@ func TestBadFramesEndTheSessionAndChangeNothing(t *testing.T) {
 	g.sameTrees(1, 2)
 }
 
+// deaf is a follower that begins a session and then reads nothing more.
+func deaf(t *testing.T, g *group) {
+	t.Helper()
+	a, b := tcpPair()
+	b.(*net.TCPConn).SetWriteBuffer(64 << 10)
+	a.(*net.TCPConn).SetReadBuffer(64 << 10)
+	t.Cleanup(func() { a.Close() })
+	h := g.nodes[1].s.hello()
+	h.Leads, h.Dirty = false, false
+	x, _ := control(frameHello, h.Epoch, h.Gen, h)
+	a.Write(x)
+	go g.nodes[0].s.AddConn(b)
+	var head [frameHead]byte
+	for {
+		f, err := readHead(a, &head)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.CopyN(io.Discard, a, int64(f.n))
+		if f.typ == frameStart {
+			var buf [frameHead + ackSize]byte
+			a.Write(ack{epoch: h.Epoch, gen: h.Gen, accepted: h.Last, whole: true}.put(&buf))
+			return
+		}
+	}
+}
+
+func TestAStandbyThatDoesNotReadHoldsNobodyBackWhoDoesNotWaitForIt(t *testing.T) {
+	g := newGroup(t, 2, replica.Async)
+	g.lead(1)
+	if err := g.nodes[0].write(1, 10, 0, "x"); err != nil {
+		t.Fatal(err)
+	}
+	g.sameTrees(1, 2)
+	g.cutBetween(1, 2, true)
+	eventually(t, "the session has ended", func() bool { s := g.nodes[0].s; s.mu.Lock(); defer s.mu.Unlock(); return len(s.followers) == 0 })
+	deaf(t, g)
+	big := strings.Repeat("x", 100_000)
+	began := time.Now()
+	for i := range 40 {
+		if err := g.nodes[0].write(1, replication.FileID(20+i%3), 0, big); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took > deadConn-2*time.Second {
+		t.Errorf("4 MB took %v", took)
+	}
+}
+
+func TestADegradeFreesTheWritersOfAStandbyThatDoesNotRead(t *testing.T) {
+	g := newGroup(t, 2)
+	g.lead(1)
+	g.awaitInSync(1, 2)
+	g.cutBetween(1, 2, true)
+	eventually(t, "the session has ended", func() bool { s := g.nodes[0].s; s.mu.Lock(); defer s.mu.Unlock(); return len(s.followers) == 0 })
+	deaf(t, g)
+	big := strings.Repeat("x", 500_000)
+	errs := make(chan error, 8)
+	for i := range 8 {
+		go func() { errs <- g.nodes[0].write(1, replication.FileID(20+i), 0, big) }()
+	}
+	s := g.nodes[0].s
+	eventually(t, "the flusher hangs in the connection", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.followers) == 1 && s.followers[0].busy && s.last > s.written+1
+	})
+	began := time.Now()
+	g.degrade(2)
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(began); took > deadConn-3*time.Second {
+		t.Errorf("they were free after %v", took)
+	}
+}
+
 func TestAStandbyThatAcknowledgesWhatItWasNotSentIsDropped(t *testing.T) {
 	g := newGroup(t, 2)
 	g.lead(1)
