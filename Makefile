@@ -8,7 +8,7 @@ SRC      = $(shell find cmd cluster failover netid replication internal -name '*
 export CGO_ENABLED = 0
 
 # make test-crash KILLS=200    volume servers are killed at random instants; every acknowledged operation must be there
-.PHONY: all build demo test-crash test-crash-memory test vet bench-failover bench-volume bench-resync idle clean
+.PHONY: all build demo test-crash test-crash-memory test vet bench-failover bench-volume bench-resync idle soak-cpu soak-fsync clean
 all: build
 build: bin/hanode bin/witness
 
@@ -37,6 +37,9 @@ test-crash:
 bench-failover: build
 	./bin/hanode demo bench --runs $(or $(RUNS),20) --out $(or $(OUT),bench.json) --faults "$(FAULTS)" --profile "$(PROFILE)" \
 	  --peer "$(PEER)" --peers-dir "$(or $(PEERS_DIR),../shared/peers)"
+
+soak-cpu soak-fsync: build
+	./bin/hanode demo soak $(@:soak-%=%) --for $(or $(DURATION),10m) --profile "$(or $(PROFILE),normal)"
 
 idle: build
 	./bin/hanode demo idle --for $(or $(DURATION),20s) --profile "$(PROFILE)"

@@ -51,6 +51,8 @@ func (s *State) dispatch(index uint64, c *Command) (Outcome, bool) {
 		return Outcome{}, true
 	case c.AckAlarm != nil:
 		return s.ackAlarm(c.AckAlarm), true
+	case c.Fork != nil:
+		return s.fork(index, c), true
 	case c.Settle != nil:
 		return s.settle(c.Settle), true
 	case c.Level != nil:

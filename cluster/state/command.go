@@ -46,6 +46,8 @@ type Command struct {
 	Approval   *Approval   `pb:"51"`
 	KeyChange  *KeyChange  `pb:"52"`
 
+	Fork *Fork `pb:"60"` // never proposed: see fork.go
+
 	Decision *Decision `pb:"40"`
 	Unknown  []byte    `pb:"unknown"`
 }

@@ -53,6 +53,7 @@ type State struct {
 	Unknown      []byte        `pb:"unknown"`
 	Voters       []string      `pb:"20"` // server ids, as the Raft configuration last named them
 	Gone         []Service     `pb:"21"` // services that were deleted: who makes one of that name again must wait for its last holder
+	Was          []string      `pb:"24"` // ids of the clusters that this one was forked from, oldest first
 	compiled     *cluster.Spec // decoded Spec.Compiled
 }
 

@@ -57,7 +57,7 @@ func commands(e *env) *cobra.Command {
 		cmds      []*cobra.Command
 	}{
 		{"look", "See what is:", []*cobra.Command{statusCmd(e), explainCmd(e), eventsCmd(e), alarmCmd(e), checkCmd(e), waitCmd(e), leaderCmd(e)}},
-		{"move", "Move services:", []*cobra.Command{switchoverCmd(e), failoverCmd(e), failbackCmd(e), approveCmd(e), declineCmd(e), forceCmd(e)}},
+		{"move", "Move services:", []*cobra.Command{switchoverCmd(e), failoverCmd(e), failbackCmd(e), approveCmd(e), declineCmd(e), forceCmd(e), recoverCmd(e)}},
 		{"services", "Order services:", []*cobra.Command{serviceCmd(e), pauseCmd(e), resumeCmd(e), specCmd(e), applyCmd(e), volumeCmd(e)}},
 		{"members", "Members:", []*cobra.Command{initCmd(e), tokenCmd(e), joinCmd(e), memberCmd(e), leaveCmd(e), witnessCmd(e)}},
 		{"rest", "The rest:", []*cobra.Command{runCmd(e), upgradeCmd(e), backupCmd(e), restoreCmd(e), keyCmd(e), alertCmd(e), demoCmd(e), debugCmd(e), versionCmd(e), manCmd(e)}},

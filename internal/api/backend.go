@@ -53,6 +53,8 @@ type Moves interface {
 	Failover(ctx context.Context, r MoveRequest, p Progress) (*Outcome, error)
 	Failback(ctx context.Context, r MoveRequest, p Progress) (*Outcome, error)
 	Force(ctx context.Context, r ForceRequest, p Progress) (*Outcome, error)
+	// Recover forks the cluster to the asked member; the daemon starts anew as the new cluster's only member afterwards.
+	Recover(ctx context.Context, r RecoverRequest, p Progress) (*Outcome, error)
 }
 
 // Services are the orders that leave a service where it is.

@@ -271,6 +271,10 @@ func (c *Client) Failback(ctx context.Context, r MoveRequest, p Progress) (*Outc
 	return send[Outcome](ctx, c, pathFailback, r, p)
 }
 
+func (c *Client) Recover(ctx context.Context, r RecoverRequest, p Progress) (*Outcome, error) {
+	return send[Outcome](ctx, c, pathRecover, r, p)
+}
+
 func (c *Client) Force(ctx context.Context, r ForceRequest, p Progress) (*Outcome, error) {
 	return send[Outcome](ctx, c, pathForce, r, p)
 }

@@ -79,6 +79,13 @@ type ForceRequest struct {
 	VerifiedOff List[string] `json:"verified_off"` // members that the operator says are switched off
 }
 
+// RecoverRequest forks the cluster to one member, after the majority was lost for good.
+type RecoverRequest struct {
+	Order
+	Keep        string       `json:"keep"`         // the asked member itself
+	VerifiedOff List[string] `json:"verified_off"` // all others: the operator says that they are switched off
+}
+
 // Actions of a ServiceRequest.
 const (
 	ActionStart   = "start"

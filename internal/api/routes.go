@@ -30,6 +30,7 @@ const (
 	pathFailover   = "/v1/failover"
 	pathFailback   = "/v1/failback"
 	pathForce      = "/v1/force"
+	pathRecover    = "/v1/recover"
 	pathService    = "/v1/service"
 	pathPause      = "/v1/pause"
 	pathResume     = "/v1/resume"
@@ -98,6 +99,7 @@ func (s *Server) routes() http.Handler {
 	order(mux, pathFailover, b.Failover)
 	order(mux, pathFailback, b.Failback)
 	order(mux, pathForce, b.Force)
+	order(mux, pathRecover, b.Recover)
 	order(mux, pathService, b.Service)
 	order(mux, pathPause, b.Pause)
 	order(mux, pathResume, b.Resume)

@@ -62,7 +62,8 @@ type Core struct {
 	relatedIs bool
 	lastTick  cluster.Instant
 	lastBeat  cluster.Instant
-	followed  bool // beats go out with the answers to renewals, see withRenewal
+	quorumAt  cluster.Instant // when a majority was heard last
+	followed  bool            // beats go out with the answers to renewals, see withRenewal
 
 	proposals map[uint64]func(*Core, state.Outcome, error)
 	lastProp  uint64

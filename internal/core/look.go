@@ -61,6 +61,14 @@ func (c *Core) Leader() cluster.MemberNo { return c.leader }
 // Age is how long ago anybody heard a member; plan.Never: nobody has.
 func (c *Core) Age(n cluster.MemberNo) time.Duration { return c.age(n) }
 
+// QuorumLost is for how long no majority of the voters has been heard here, counted from the start of this run at most; 0: it is.
+func (c *Core) QuorumLost(now cluster.Instant) time.Duration {
+	if _, _, _, ok := c.Quorum(); ok {
+		return 0
+	}
+	return now.Sub(max(c.quorumAt, c.started))
+}
+
 // Quorum says whether the voters that this member hears, with itself, are a majority of every set that counts.
 func (c *Core) Quorum() (heard, total, needed int, ok bool) {
 	g := &c.st.Group

@@ -248,6 +248,9 @@ func (c *Core) silences() {
 			p.since = 0
 		}
 	}
+	if _, _, _, ok := c.Quorum(); ok {
+		c.quorumAt = c.now
+	}
 }
 
 func (c *Core) onBeat(from cluster.MemberNo, b *Beat) {

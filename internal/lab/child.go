@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"io"
 	"runtime"
 	"sync"
@@ -32,6 +33,12 @@ func Child(args []string, stderr io.Writer) (status int, ok bool) {
 		return demoapp.LedgerMain(args[1:], stderr), true
 	case demoapp.ClerkCommand:
 		return demoapp.ClerkMain(args[1:], stderr), true
+	case loadCommand:
+		if len(args) != 3 {
+			return 2, true
+		}
+		fmt.Fprintln(stderr, makeLoad(args[1], args[2]))
+		return 1, true
 	case hogCommand:
 		hog(8, time.Minute)
 		return 0, true

@@ -18,6 +18,7 @@ const usage = `Shows and measures on this machine what hanode promises, in hosts
   demo [--faults a,b] [--profile P] [--report FILE] [--json]
   demo bench [--runs N] [--faults a,b] [--profile P] [--out FILE] [--peer keepalived,pacemaker] [--peers-dir DIR] [--json]
   demo idle [--for D] [--profile P] [--out FILE] [--json]      what each process takes of a CPU while nothing happens
+  demo soak cpu|fsync [--for D] [--profile P] [--out FILE] [--json]      a long load, under which nothing may move
   demo faults
 
 `
@@ -38,7 +39,11 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
-	if bench || idle {
+	soak := ""
+	if len(args) > 1 && args[0] == "soak" {
+		soak, args = args[1], args[1:]
+	}
+	if bench || idle || soak != "" {
 		args = args[1:]
 	}
 	var idleFor time.Duration
@@ -59,6 +64,9 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case idle:
 		fs.DurationVar(&idleFor, "for", 20*time.Second, "how long")
 		fs.StringVar(&file, "out", "", "file for the rows")
+	case soak != "":
+		fs.DurationVar(&idleFor, "for", 10*time.Minute, "how long")
+		fs.StringVar(&file, "out", "", "file for the report")
 	case bench:
 		fs.IntVar(&cfg.Runs, "runs", 5, "of each fault")
 		fs.StringVar(&file, "out", "", "file for the rows")
@@ -94,6 +102,9 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	if idle {
 		return runIdle(ctx, cfg, idleFor, file, asJSON, stdout, stderr, progress)
+	}
+	if soak != "" {
+		return runSoak(ctx, cfg, soak, idleFor, file, asJSON, stdout, stderr, progress)
 	}
 	if bench {
 		return runBench(ctx, cfg, file, asJSON, stdout, stderr, progress)

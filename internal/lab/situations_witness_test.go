@@ -48,7 +48,7 @@ func witnessSituations() []situation {
 			p.servedBy(p.active, dead, 10*time.Second)
 			p.check(p.ask(p.active).epoch() > p.epoch+1, "the epoch is %d, and was %d before", p.ask(p.active).epoch(), p.epoch+1)
 		}},
-		{name: "e': recover", skip: "hanode recover is not built yet: the cluster cannot be forked to one member"},
+		{name: "e': the active and the witness are lost for good, and the standby is made a cluster of its own", own: true, play: recovered},
 		{name: "o: the disk of the witness is lost, and a new one takes its place", play: replaced},
 	}
 }

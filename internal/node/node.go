@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -77,6 +78,7 @@ type Node struct {
 	announceNow  chan struct{}
 	reconcileNow chan struct{}
 	stop         context.CancelFunc // ends the daemon in good order
+	again        atomic.Bool        // and then it starts anew
 }
 
 // New opens everything. It must be called on a fresh process: it makes the process punctual (real-time scheduling, locked memory).

@@ -50,11 +50,20 @@ func Run(ctx context.Context, o api.RunOptions) error {
 	if err := checkMetrics(o.Metrics); err != nil {
 		return api.Errorf(api.CodeUsage, "%v", err)
 	}
+	switch forked, err := member.FinishRecover(o.DataDir); {
+	case err != nil:
+		return api.Errorf(api.CodeFailed, "%v", err)
+	case forked && o.Log != nil:
+		o.Log.Warn("the cluster was forked: this node is the only member of a new one")
+	}
 	n, err := New(Config{DataDir: o.DataDir, Socket: o.Socket, Group: o.Group, Version: o.Version.Version, Log: o.Log, Metrics: o.Metrics})
 	if err != nil {
 		return api.Errorf(api.CodeFailed, "%v", err)
 	}
-	return n.Run(ctx)
+	if err := n.Run(ctx); err != nil || !n.again.Load() {
+		return err
+	}
+	return startAgain()
 }
 
 // Wipe waits until the daemon of a data directory has ended, and empties it.

@@ -122,6 +122,19 @@ func (f *Fake) Force(ctx context.Context, r api.ForceRequest, p api.Progress) (*
 	return f.move(ctx, "force", r.Service, r.To, r.Order, false, p)
 }
 
+func (f *Fake) Recover(ctx context.Context, r api.RecoverRequest, p api.Progress) (*api.Outcome, error) {
+	f.mu.Lock()
+	quorum := f.state.Cluster.Quorum
+	f.mu.Unlock()
+	if quorum {
+		return nil, api.Refusal("recover refused", "there is a quorum", "hanode status")
+	}
+	plan := &api.Plan{VerifiedOff: []string{"a", "w"}, Steps: []api.Step{{N: 1, Text: "fork"}}}
+	return f.order(ctx, "recover "+r.Keep, r.Order, plan, p, func(*api.Decision) (*api.Outcome, error) {
+		return &api.Outcome{Text: "forked", OutageMs: -1, Next: []string{"hanode token create"}}, nil
+	})
+}
+
 // simple is an order without a plan worth mentioning.
 func (f *Fake) simple(ctx context.Context, what string, o api.Order, p api.Progress, do func() string) (*api.Outcome, error) {
 	plan := &api.Plan{Steps: []api.Step{{N: 1, Text: what, TookMs: ms(5)}}}

@@ -25,6 +25,7 @@ func Suite(t *testing.T, make func(t *testing.T) api.Backend) {
 		{"the spec is a compare-and-set", specIsCompareAndSet},
 		{"a service that a file forgets is refused unless it is named", forgottenServiceIsRefused},
 		{"a force without acceptance of loss is refused", forceNeedsAcceptance},
+		{"a recover with a quorum is refused", recoverNeedsALostQuorum},
 		{"waiting ends when the state is there, or with the context", waiting},
 		{"events are in order, and following sees new ones", events},
 		{"pause and resume", pauseAndResume},
@@ -167,6 +168,15 @@ func forgottenServiceIsRefused(t *testing.T, ctx context.Context, b api.Backend)
 
 func forceNeedsAcceptance(t *testing.T, ctx context.Context, b api.Backend) {
 	_, err := b.Force(ctx, api.ForceRequest{Service: "db", To: "b"}, none)
+	wantCode(t, err, api.CodeRefused)
+}
+
+func recoverNeedsALostQuorum(t *testing.T, ctx context.Context, b api.Backend) {
+	st, err := b.Status(ctx, api.StatusQuery{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Recover(ctx, api.RecoverRequest{Keep: st.Node, VerifiedOff: []string{"a", "b", "w"}}, none)
 	wantCode(t, err, api.CodeRefused)
 }
 
