@@ -25,7 +25,37 @@ func volumeCmd(e *env) *cobra.Command {
 			"The copy on the node follows no more, until \"hanode volume connect\". The service goes on, degraded."),
 		volumeOrderCmd(e, api.VolumeConnect, askNever, "let a copy follow again", "Ends \"hanode volume disconnect\"."),
 		volumeOrderCmd(e, api.VolumeAdopt, askAlways, "make an existing directory a volume, in place",
-			"Makes a directory with files the backing of a volume, by a rename: nothing is copied. Before the volume is in the spec, on the first node of its service, with nothing having a file of it open."))
+			"Makes a directory with files the backing of a volume, by a rename: nothing is copied. Before the volume is in the spec, on the first node of its service, with nothing having a file of it open."),
+		divergentCmd(e))
+}
+
+func divergentCmd(e *env) *cobra.Command {
+	return cli.Group("divergent", "what was set aside from a copy, because nobody else had it",
+		divergentOrderCmd(e, api.VolumeDivergent, "list SERVICE/VOLUME", askNever, 1, "list what was set aside on a node"),
+		divergentOrderCmd(e, api.VolumeDiff, "diff SERVICE/VOLUME SET", askNever, 2, "compare a set with what the volume holds now"),
+		divergentOrderCmd(e, api.VolumeRestore, "restore SERVICE/VOLUME SET FILE", askNever, 3, "write a file of a set to a directory outside the volume"),
+		divergentOrderCmd(e, api.VolumeDiscard, "discard SERVICE/VOLUME SET", askAlways, 2, "remove a set for good"))
+}
+
+func divergentOrderCmd(e *env, action, use string, ask asking, words int, short string) *cobra.Command {
+	var o volumeOptions
+	cmd := &cobra.Command{
+		Use:               use,
+		Short:             short,
+		Example:           "  hanode volume divergent list db/data --node a",
+		Args:              cobra.ExactArgs(words),
+		ValidArgsFunction: e.completeServices,
+		RunE: cli.Run(func(ctx context.Context, args []string) error {
+			o.set, o.file = strings.Join(args[1:min(2, len(args))], ""), strings.Join(args[min(2, len(args)):], "")
+			return runVolume(ctx, e, action, args[0], ask, o)
+		}),
+	}
+	o.register(cmd, 10*time.Minute)
+	cmd.Flags().StringVar(&o.node, "node", "", "on which node; the one that is asked")
+	if action == api.VolumeRestore {
+		cmd.Flags().StringVar(&o.dir, "to", "", "where it is written")
+	}
+	return cmd
 }
 
 func volumeStatusCmd(e *env) *cobra.Command {
@@ -54,6 +84,7 @@ func runVolumeStatus(ctx context.Context, e *env, name string) error {
 type volumeOptions struct {
 	orderFlags
 	node, dir string
+	set, file string
 }
 
 func volumeOrderCmd(e *env, action string, ask asking, short, long string) *cobra.Command {
@@ -82,7 +113,7 @@ func runVolume(ctx context.Context, e *env, action, name string, ask asking, o v
 	defer hangUp()
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	r := api.VolumeRequest{Order: o.order(), Action: action, Service: service, Volume: volume, Node: o.node, Dir: o.dir}
+	r := api.VolumeRequest{Order: o.order(), Action: action, Service: service, Volume: volume, Node: o.node, Dir: o.dir, Set: o.set, File: o.file}
 	r.Plan = true
 	a, err := b.Volume(ctx, r, e.Progress()) // refused before anybody is asked
 	if err != nil {

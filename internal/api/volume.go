@@ -21,8 +21,12 @@ const (
 	VolumeConnect    = "connect"
 	VolumeAdopt      = "adopt"
 	VolumeRelease    = "release"
-	VolumeDivergent  = "divergent"         // list
-	VolumeDiscard    = "divergent-discard" // of one set
+
+	// What was set aside from a copy, because nobody else had it.
+	VolumeDivergent = "divergent" // list
+	VolumeDiff      = "divergent-diff"
+	VolumeRestore   = "divergent-restore"
+	VolumeDiscard   = "divergent-discard"
 )
 
 // VolumeRequest is about the volumes of one service, on one node or on all.
@@ -33,7 +37,8 @@ type VolumeRequest struct {
 	Volume  string `json:"volume"` // "": all of them
 	Node    string `json:"node"`   // "": the one that is asked; status: every one
 	Dir     string `json:"dir"`    // adopt: what becomes the volume; release: where it goes
-	Set     string `json:"set"`    // discard: which
+	Set     string `json:"set"`    // divergent: which set
+	File    string `json:"file"`   // divergent-restore: which file of it
 	Local   bool   `json:"local"`  // of the asked node only
 }
 

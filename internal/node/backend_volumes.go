@@ -2,10 +2,12 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hanode/hanode/cluster"
@@ -319,6 +321,9 @@ func refused(what, why, do string) error {
 }
 
 func (b backend) volumeOrder(ctx context.Context, r *api.VolumeRequest, d *dataOf, s *service, out *api.VolumeAnswer) error {
+	if strings.HasPrefix(r.Action, api.VolumeDivergent) {
+		return divergentOrder(ctx, r, s, out)
+	}
 	name := r.Service
 	what := fmt.Sprintf("volume %s of %s on %s refused", r.Action, name, d.self)
 	if d.active == d.self && s.active.Load() {
@@ -354,6 +359,24 @@ func (b backend) volumeOrder(ctx context.Context, r *api.VolumeRequest, d *dataO
 		return s.vol.disconnect(off)
 	}
 	return api.Errorf(api.CodeUsage, "a volume cannot be told to %q", r.Action)
+}
+
+// divergentOrder is about what was set aside from this node's copy.
+func divergentOrder(ctx context.Context, r *api.VolumeRequest, s *service, out *api.VolumeAnswer) error {
+	if r.Plan && r.Action != api.VolumeDivergent && r.Action != api.VolumeDiff {
+		out.Text = append(out.Text, map[string]string{api.VolumeRestore: r.File + " of set " + r.Set + " is written to " + r.Dir,
+			api.VolumeDiscard: "set " + r.Set + " is removed for good"}[r.Action])
+		return nil
+	}
+	args, err := json.Marshal(map[string]string{"set": r.Set, "file": r.File, "to": r.Dir})
+	if err != nil {
+		return err
+	}
+	out.Report, err = s.vol.Order(ctx, volserver.Order{What: r.Action, Args: args})
+	if err != nil {
+		return api.Errorf(api.CodeFailed, "%v", err)
+	}
+	return nil
 }
 
 // adopt makes an existing directory the backing of a volume that is about to be in the spec: by a rename, nothing is copied.

@@ -1,6 +1,8 @@
 package ui
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -16,6 +18,12 @@ func Volume(w io.Writer, a *api.VolumeAnswer, o Options) {
 			head = "would be: "
 		}
 		wrap(w, o, head, t)
+	}
+	if len(a.Report) > 0 && string(a.Report) != "null" {
+		var b bytes.Buffer
+		if json.Indent(&b, a.Report, "", "  ") == nil {
+			fmt.Fprintln(w, b.String())
+		}
 	}
 	if len(a.Nodes) == 0 {
 		return

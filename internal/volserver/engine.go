@@ -127,7 +127,7 @@ func (w *works) config(st journal.State, volumes []stream.Volume) stream.Config 
 	s := &w.start
 	return stream.Config{
 		Self: replica.Run{Member: s.Self.Member, Inc: s.Self.Inc}, Cluster: s.Cluster, Service: s.Service, Volumes: volumes, AloneDisk: s.AloneDisk, Journal: w.journal,
-		State: st, Store: w.store, Dirty: w.dirty, Now: boottime, Log: w.h.log, Resync: &w.copying,
+		State: st, Store: w.store, Dirty: w.dirty, Now: boottime, Log: w.h.log, Resync: &w.copying, SetAside: w.setAside,
 		Events: stream.Events{
 			CaughtUp: func(r replica.Run, e cluster.Epoch, g cluster.Generation) {
 				w.h.event(message{Kind: kindCaughtUp, Caught: &CaughtUp{Run{r.Member, r.Inc}, e, g}})
@@ -340,11 +340,11 @@ func (w *works) Close(context.Context) error {
 
 func (w *works) AddConn(_ cluster.MemberNo, c net.Conn, _ bool) { w.stream.AddConn(c) }
 
-func (w *works) Order(_ context.Context, o Order) (json.RawMessage, error) {
+func (w *works) Order(ctx context.Context, o Order) (json.RawMessage, error) {
 	if o.What == "distrust" {
 		return nil, w.distrust(o.Volume)
 	}
-	return nil, fmt.Errorf("an order to %s a volume is not known to this version", o.What)
+	return w.divergent(ctx, o)
 }
 
 // log is the stream's log of one volume, behind what the deadline page says.
