@@ -426,15 +426,20 @@ func crash(t *testing.T, seed uint64, mode replica.Mode, n int) {
 		case k < 8:
 			killed["both"]++
 			total++
-			if w.r.IntN(2) == 0 {
+			switch w.r.IntN(3) {
+			case 0:
 				w.kill(active, standby)
-			} else {
+			case 1:
 				w.kill(standby, active)
+			case 2: // the active goes on for a moment: what it journals then was never acknowledged
+				w.kill(standby)
+				time.Sleep(time.Duration(w.r.IntN(10_000)) * time.Microsecond)
+				w.kill(active)
 			}
 			w.start(active)
 			w.start(standby)
 			next := active
-			if w.r.IntN(2) == 0 {
+			if w.r.IntN(3) > 0 {
 				next = standby
 			}
 			w.promote(next, false)
