@@ -9,13 +9,16 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // result is a line of the report.
@@ -41,8 +44,11 @@ type bench struct {
 	values map[[2]string][]float64
 	units  map[string]string
 	order  [][2]string
-	undo   []func()
 	n      int
+
+	mu   sync.Mutex
+	undo []func()
+	live map[*proc]bool
 }
 
 var allSystems = []string{"local", "loopback", "hanode-sync", "hanode-sync-on-fsync", "hanode-async", "gluster"}
@@ -60,7 +66,7 @@ func run(args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it mounts file systems and makes network namespaces")
 	}
-	b := &bench{time: 3 * time.Second, values: map[[2]string][]float64{}, units: map[string]string{}}
+	b := &bench{time: 3 * time.Second, values: map[[2]string][]float64{}, units: map[string]string{}, live: map[*proc]bool{}}
 	if *quick {
 		b.time = 1500 * time.Millisecond
 	}
@@ -76,14 +82,39 @@ func run(args []string) error {
 	if *only != "" {
 		b.only = strings.Split(*only, ",")
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		<-stop
+		b.tidy()
+		fmt.Fprintln(os.Stderr, "volbench: interrupted; its processes, mounts and disks are gone")
+		os.Exit(1)
+	}()
 	err := b.all(list, *rounds)
-	for i := len(b.undo) - 1; i >= 0; i-- {
-		b.undo[i]()
-	}
+	b.tidy()
 	if werr := b.report(*out); err == nil {
 		err = werr
 	}
 	return err
+}
+
+// tidy ends what was started and takes away what was made.
+func (b *bench) tidy() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p := range b.live {
+		p.cmd.Process.Signal(syscall.SIGTERM)
+	}
+	for p := range b.live {
+		for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline) && p.cmd.Process.Signal(syscall.Signal(0)) == nil; {
+			time.Sleep(10 * time.Millisecond)
+		}
+		p.cmd.Process.Kill()
+	}
+	for i := len(b.undo) - 1; i >= 0; i-- {
+		b.undo[i]()
+	}
+	b.undo = nil
 }
 
 func (b *bench) all(systems []string, rounds int) error {
@@ -125,13 +156,19 @@ func (b *bench) note(system string, v value) {
 	fmt.Fprintf(os.Stderr, "  %-22s %-22s %12.1f %s\n", system, v.Workload, v.Value, v.Unit)
 }
 
+func (b *bench) later(undo func()) {
+	b.mu.Lock()
+	b.undo = append(b.undo, undo)
+	b.mu.Unlock()
+}
+
 // makeDisks makes an ext4 for each node on a loop device whose file is in memory.
 func (b *bench) makeDisks() error {
 	var err error
 	if b.dir, err = os.MkdirTemp("/dev/shm", "volbench-"); err != nil {
 		return err
 	}
-	b.undo = append(b.undo, func() { os.RemoveAll(b.dir) })
+	b.later(func() { os.RemoveAll(b.dir) })
 	for i := range b.disks {
 		img := filepath.Join(b.dir, fmt.Sprintf("disk%d.img", i))
 		b.disks[i] = filepath.Join(b.dir, fmt.Sprintf("disk%d", i))
@@ -143,7 +180,7 @@ func (b *bench) makeDisks() error {
 				return fmt.Errorf("%s: %w: %s", c[0], err, out)
 			}
 		}
-		b.undo = append(b.undo, func() { syscall.Unmount(b.disks[i], syscall.MNT_DETACH) })
+		b.later(func() { syscall.Unmount(b.disks[i], syscall.MNT_DETACH) })
 	}
 	return os.Chmod(b.dir, 0o755)
 }
@@ -153,6 +190,7 @@ type proc struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines chan string
+	ended func()
 }
 
 // start starts volbench anew, in a network namespace of its own if told so.
@@ -174,6 +212,10 @@ func (b *bench) start(ownNet bool, args ...string) (*proc, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	b.mu.Lock()
+	b.live[p] = true
+	b.mu.Unlock()
+	p.ended = func() { b.mu.Lock(); delete(b.live, p); b.mu.Unlock() }
 	go func() {
 		defer close(p.lines)
 		for sc := bufio.NewScanner(out); sc.Scan(); {
@@ -209,6 +251,7 @@ func (p *proc) end() {
 	for range p.lines {
 	}
 	p.cmd.Wait()
+	p.ended()
 }
 
 const (
@@ -278,6 +321,12 @@ func (b *bench) bounds() error {
 func (b *bench) system(name string) error {
 	b.n++
 	mnt := filepath.Join(b.dir, fmt.Sprintf("mnt%d", b.n))
+	b.later(func() {
+		for _, m := range []string{mnt, mnt + "s"} {
+			syscall.Unmount(m, syscall.MNT_DETACH) // of a server that was killed
+			mutable(m)
+		}
+	})
 	back := func(i int) string { return filepath.Join(b.disks[i], fmt.Sprintf("back%d", b.n)) }
 	defer func() {
 		for i := range b.disks {
@@ -341,6 +390,18 @@ func (b *bench) system(name string) error {
 		}
 	}
 	return b.workloads(name, mnt)
+}
+
+// mutable takes the flag off a mount point that keeps it from being removed.
+func mutable(dir string) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	if flags, err := unix.IoctlGetUint32(int(d.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		unix.IoctlSetPointerInt(int(d.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^0x10))
+	}
 }
 
 // workloads runs each workload in a process of its own.
