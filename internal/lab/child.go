@@ -3,11 +3,13 @@ package lab
 import (
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"sync"
 	"time"
 
 	"github.com/hanode/hanode/internal/demoapp"
+	"github.com/hanode/hanode/internal/demoapp/postgres"
 	"github.com/hanode/hanode/internal/lab/probe"
 	"github.com/hanode/hanode/internal/lab/world"
 )
@@ -39,6 +41,10 @@ func Child(args []string, stderr io.Writer) (status int, ok bool) {
 		}
 		fmt.Fprintln(stderr, makeLoad(args[1], args[2]))
 		return 1, true
+	case postgres.ServerCommand:
+		return postgres.ServerMain(args[1:], stderr), true
+	case postgres.ClientCommand:
+		return postgres.ClientMain(args[1:], os.Stdout, stderr), true
 	case hogCommand:
 		hog(8, time.Minute)
 		return 0, true

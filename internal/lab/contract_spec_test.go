@@ -100,17 +100,17 @@ func playHooks(p *play) {
 	p.must(p.heal())
 	p.must(p.waitProtected(p.ctx, protectedWithin))
 	p.must(os.Remove(p.file(on)))
-	p.must(p.switchover(p.ctx, p.standby, p.active))
+	p.must(p.switchover(p.ctx, serviceName, p.standby, p.active))
 	p.until("the hooks of a switchover have run", 10*time.Second, func() bool {
 		return strings.HasPrefix(p.read(on), "before-stop "+serviceName) && strings.Contains(p.read(on), "after-stop") &&
 			strings.Contains(p.read("hooks-"+p.active), "after-start "+serviceName+" switchover "+p.standby+" "+p.active)
 	})
 	p.check(!strings.Contains(p.read("hooks-"+p.active), "failover echo"), "hooks of a failover were run in a planned move:\n%s", p.read("hooks-"+p.active))
 	p.applyWith("  on_failure {", "\n  hook \"bad\" {\n    at   = \"after-stop\"\n    exec = [\"/bin/false\"]\n  }\n\n  on_failure {")
-	p.must(p.switchover(p.ctx, p.active, p.standby))
+	p.must(p.switchover(p.ctx, serviceName, p.active, p.standby))
 	p.alarmed(p.active, "hook-failed", 10*time.Second)
 	p.must(p.waitProtected(p.ctx, protectedWithin))
-	p.must(p.switchover(p.ctx, p.standby, p.active))
+	p.must(p.switchover(p.ctx, serviceName, p.standby, p.active))
 	p.restore()
 }
 
@@ -157,7 +157,7 @@ func playAnnounce(p *play) {
 	p.prints(nodeA, nil, "apply", p.file("changed.hcl"), "--yes")
 	p.must(p.waitProtected(p.ctx, protectedWithin))
 	p.servedBy(p.active, probe.Now(), 10*time.Second)
-	p.must(p.switchover(p.ctx, p.active, p.standby))
+	p.must(p.switchover(p.ctx, serviceName, p.active, p.standby))
 	moved := probe.Now()
 	p.wait(time.Second)
 	p.unserved(moved, probe.Now())

@@ -18,14 +18,16 @@ import (
 
 // Report is what Demo found: demo-report.json.
 type Report struct {
-	Verdict  string        `json:"verdict"` // pass, fail
-	Profile  string        `json:"profile"`
-	At       time.Time     `json:"at"`
-	TookMS   float64       `json:"took_ms"`
-	Machine  Machine       `json:"machine"`
-	Faults   []Measurement `json:"faults"`
-	NotShown []string      `json:"not_shown"` // what this machine or user does not allow
-	Problems []string      `json:"problems"`
+	Verdict     string            `json:"verdict"` // pass, fail
+	Profile     string            `json:"profile"`
+	At          time.Time         `json:"at"`
+	TookMS      float64           `json:"took_ms"`
+	Machine     Machine           `json:"machine"`
+	Faults      []Measurement     `json:"faults"`
+	Data        []DataMeasurement `json:"data,omitempty"` // the service with data
+	DataService string            `json:"data_service,omitempty"`
+	NotShown    []string          `json:"not_shown"` // what this machine or user does not allow
+	Problems    []string          `json:"problems"`
 }
 
 // Machine is where it ran.
@@ -122,9 +124,11 @@ func Demo(ctx context.Context, cfg Config, out io.Writer) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	faults, err := cfg.faults(demoFaults)
-	if err != nil {
-		return Report{}, err
+	var faults []Fault
+	if cfg.Faults == nil || len(cfg.Faults) > 0 {
+		if faults, err = cfg.faults(demoFaults); err != nil {
+			return Report{}, err
+		}
 	}
 	r := Report{Verdict: "pass", Profile: cfg.Profile, At: begin.UTC(), Machine: thisMachine(), NotShown: not,
 		Faults: []Measurement{}, Problems: []string{}}
@@ -136,6 +140,11 @@ func Demo(ctx context.Context, cfg Config, out io.Writer) (Report, error) {
 	r.NotShown = append(r.NotShown, s.bed.world.Notes()...)
 	fmt.Fprintf(out, "The service is protected after %.1f s. Now things break, one by one.\n\n", time.Since(begin).Seconds())
 	err = s.tour(ctx, faults, &r, out)
+	if err == nil && cfg.Data {
+		if e := s.dataTour(ctx, &r, out); e != nil {
+			r.Problems = append(r.Problems, e.Error())
+		}
+	}
 	err = errors.Join(err, s.close())
 	if len(r.Problems) > 0 {
 		r.Verdict = "fail"

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -23,7 +24,8 @@ type Fault struct {
 type scene struct {
 	*product
 	active, standby string
-	pid             int // noted by prepare
+	service         string // "": serviceName
+	pid             int    // noted by prepare
 }
 
 const watch = 3 * time.Second
@@ -58,7 +60,9 @@ func Faults() []Fault {
 			inject: func(ctx context.Context, s *scene) error { return s.bed.world.Host(s.active).Freeze(ctx) },
 			heal:   func(ctx context.Context, s *scene) error { return s.bed.world.Host(s.active).Thaw(ctx) }},
 		{Name: "switchover", Title: "planned switchover", Moves: true, Plan: true, Watch: 2 * time.Second,
-			inject: func(ctx context.Context, s *scene) error { return s.switchover(ctx, s.active, s.standby) }},
+			inject: func(ctx context.Context, s *scene) error {
+				return s.switchover(ctx, cmp.Or(s.service, serviceName), s.active, s.standby)
+			}},
 		{Name: "node-back", Title: "repaired node back", Watch: watch,
 			prepare: func(ctx context.Context, s *scene) error {
 				if err := s.bed.world.Host(s.standby).Die(ctx); err != nil {

@@ -34,6 +34,7 @@ type product struct {
 	maxFailovers    int                        // of the spec; 0: so many that nothing is ever held
 	around          func(host string) []string // words before the daemon's own argv, and nil: none
 	ledger          *ledger                    // the service with data, beside the one without; nil: none
+	more            string                     // further blocks of the spec
 }
 
 func (p *product) dataDir(host string) string {
@@ -239,7 +240,7 @@ service %q {
     restarts = 0
   }
 }
-`, p.profile, max, serviceName, nodeA, nodeB, VIP, strings.Join(argv, ", "), Port)
+`, p.profile, max, serviceName, nodeA, nodeB, VIP, strings.Join(argv, ", "), Port) + p.more
 }
 
 func (p *product) apply(ctx context.Context) error {
@@ -310,39 +311,40 @@ type status struct {
 		State  string `json:"state"`
 		NodeID string `json:"node_id"`
 	} `json:"members"`
-	Services []struct {
-		Name       string   `json:"name"`
-		State      string   `json:"state"`
-		Protection string   `json:"protection"`
-		Reasons    []string `json:"protection_reasons"`
-		Active     string   `json:"active"`
-		Standby    string   `json:"standby"`
-		IfFails    string   `json:"if_active_fails"`
-		Epoch      uint64   `json:"epoch"`
-	} `json:"services"`
-	Alarms []struct {
+	Services []serviceStatus `json:"services"`
+	Alarms   []struct {
 		Code string `json:"code"`
 		Text string `json:"text"`
 	} `json:"alarms"`
 }
 
-func (s status) epoch() uint64 {
-	for _, sv := range s.Services {
-		if sv.Name == serviceName {
-			return sv.Epoch
-		}
-	}
-	return 0
+type serviceStatus struct {
+	Name       string   `json:"name"`
+	State      string   `json:"state"`
+	Protection string   `json:"protection"`
+	Reasons    []string `json:"protection_reasons"`
+	Active     string   `json:"active"`
+	Standby    string   `json:"standby"`
+	IfFails    string   `json:"if_active_fails"`
+	Epoch      uint64   `json:"epoch"`
+	LastMove   struct {
+		Decision string `json:"decision"`
+	} `json:"last_move"`
 }
 
-func (s status) active() string {
+// service is the named one, or a zero one.
+func (s status) service(name string) serviceStatus {
 	for _, sv := range s.Services {
-		if sv.Name == serviceName {
-			return sv.Active
+		if sv.Name == name {
+			return sv
 		}
 	}
-	return ""
+	return serviceStatus{}
 }
+
+func (s status) epoch() uint64 { return s.service(serviceName).Epoch }
+
+func (s status) active() string { return s.service(serviceName).Active }
 
 // outlook is what the status says of the next failure.
 func (s status) outlook() string {
@@ -401,10 +403,15 @@ func (p *product) status(ctx context.Context, hosts ...string) (status, error) {
 
 // explain returns the newest decision about the service and its sentence.
 func (p *product) explain(ctx context.Context, hosts ...string) (decision, sentence string, err error) {
+	return p.explainOf(ctx, serviceName, hosts...)
+}
+
+// explainOf asks about a service or a decision.
+func (p *product) explainOf(ctx context.Context, what string, hosts ...string) (decision, sentence string, err error) {
 	var errs []error
 	for _, host := range hosts {
 		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
-		out, err := p.command(asking, host, "explain", serviceName, "--json")
+		out, err := p.command(asking, host, "explain", what, "--json")
 		cancel()
 		if err != nil {
 			errs = append(errs, err)
@@ -434,8 +441,8 @@ func (p *product) explain(ctx context.Context, hosts ...string) (decision, sente
 }
 
 // switchover orders a planned move.
-func (p *product) switchover(ctx context.Context, from, to string) error {
-	_, err := p.command(ctx, from, "switchover", serviceName, "--to", to, "--yes", "--timeout", "10s", "--reason", "shown in the lab")
+func (p *product) switchover(ctx context.Context, service, from, to string) error {
+	_, err := p.command(ctx, from, "switchover", service, "--to", to, "--yes", "--timeout", "40s", "--reason", "shown in the lab")
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +23,9 @@ const usage = `Shows and measures on this machine what hanode promises, in hosts
   demo faults
 
 `
+
+// dataWord stands among the names of faults for the service with data.
+const dataWord = "data"
 
 // Main is the command `demo`: args are the words behind it. Progress goes to stderr with --json, else to stdout; the
 // result to stdout. It returns the exit status: 0 pass, 1 fail, 2 wrong usage.
@@ -53,7 +57,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() { fmt.Fprint(stderr, usage); fs.PrintDefaults() }
-	fs.StringVar(&faults, "faults", "", "which, by name, separated by commas (demo faults lists them)")
+	fs.StringVar(&faults, "faults", "", "which, by name, separated by commas (demo faults lists them); data: the service with data")
 	fs.StringVar(&cfg.Profile, "profile", "", "fastest, fast, normal, wan or auto; fast for root, else normal")
 	fs.StringVar(&cfg.Hanode, "hanode", "", "the binary under test; this one")
 	fs.StringVar(&cfg.Witness, "witness", "", "the witness's binary; the file witness beside it")
@@ -84,6 +88,9 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	cfg.Faults, cfg.Peers = words(faults), words(peers)
+	if cfg.Data = len(cfg.Faults) == 0; !bench && slices.Contains(cfg.Faults, dataWord) {
+		cfg.Data, cfg.Faults = true, slices.DeleteFunc(cfg.Faults, func(f string) bool { return f == dataWord })
+	}
 	if _, err := cfg.faults(1); err != nil {
 		fmt.Fprintln(stderr, "demo:", err)
 		return 2

@@ -213,6 +213,7 @@ type Config struct {
 	Keep    bool     // leave Dir, to read the logs
 	Profile string   // "" is fast for root and normal for others
 	Faults  []string // names; nil: the usual ones
+	Data    bool     // Demo: then the service with data
 	Runs    int      // Bench: of each fault; default 5
 
 	watch time.Duration // instead of the faults' own; tests are in a hurry

@@ -41,6 +41,7 @@ func (r Report) print(out io.Writer) {
 			num(m.AfterHealGapMS), m.epochs(), m.Verdict, clip(m.Explanation, 110))
 	}
 	_ = w.Flush() // out's errors are the caller's to find
+	r.printData(out)
 	if len(r.NotShown) > 0 {
 		fmt.Fprintln(out, "\nNot shown on this machine:")
 		for _, n := range r.NotShown {

@@ -89,7 +89,7 @@ func clocks() []situation {
 		p.must(p.startDaemon(p.ctx, ahead))
 		p.must(p.waitProtected(p.ctx, protectedWithin))
 		p.stillThere(p.begin)
-		p.must(p.switchover(p.ctx, p.active, ahead))
+		p.must(p.switchover(p.ctx, serviceName, p.active, ahead))
 		p.must(p.waitProtected(p.ctx, protectedWithin))
 		p.now()
 

@@ -284,24 +284,10 @@ func (p *play) ask(host string) status {
 	return st
 }
 
-func (s status) reasons() []string     { return s.service().reasons }
-func (s status) protection() string    { return s.service().protection }
-func (s status) standby() string       { return s.service().standby }
-func (s status) ifActiveFails() string { return s.service().ifFails }
-
-type serviceStatus struct {
-	reasons                      []string
-	protection, standby, ifFails string
-}
-
-func (s status) service() (out serviceStatus) {
-	for _, sv := range s.Services {
-		if sv.Name == serviceName {
-			out = serviceStatus{sv.Reasons, sv.Protection, sv.Standby, sv.IfFails}
-		}
-	}
-	return out
-}
+func (s status) reasons() []string     { return s.service(serviceName).Reasons }
+func (s status) protection() string    { return s.service(serviceName).Protection }
+func (s status) standby() string       { return s.service(serviceName).Standby }
+func (s status) ifActiveFails() string { return s.service(serviceName).IfFails }
 
 func (s status) alarm(code string) string {
 	for _, a := range s.Alarms {

@@ -31,7 +31,7 @@ func witnessSituations() []situation {
 		{name: "e: the witness dies, the service is moved by order, then the active dies", moves: true, play: func(p *play) {
 			p.loseWitness()
 			at := probe.Now()
-			p.must(p.switchover(p.ctx, p.active, p.standby))
+			p.must(p.switchover(p.ctx, serviceName, p.active, p.standby))
 			p.takenOver(at)
 			p.active, p.standby = p.standby, p.active
 			defer func() { p.active, p.standby = p.standby, p.active }()
