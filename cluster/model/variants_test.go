@@ -18,7 +18,7 @@ import (
 //   - a missing fsync of the epoch header: a member that was restarted applies the log up to its Join before it accepts anything, which here stands for the same.
 //   - redo of a journal by path: the volume's; its tests replay every suffix.
 //   - the alone flag cleared by replaying the log: a restarted run is not the holder any more and cannot propose Unsticky; the flag is the volume's.
-//   - nobody grantable after a power loss of all: not a matter of safety, and not built yet, see docs/protocol-findings.md.
+//   - nobody grantable after a power loss of all: not a matter of safety; see docs/protocol-findings.md, 8.
 
 // variant is the model with one rule broken.
 type variant struct {

@@ -179,6 +179,9 @@ func (n *Node) startService(w wanted) error {
 	n.mu.Lock()
 	n.services[w.no], n.stopping[w.no] = s, cancel
 	n.mu.Unlock()
+	if s.vol != nil {
+		s.vol.catchUp() // what the log said before the service was known here
+	}
 	n.run.Go(func() error {
 		defer close(s.ended)
 		checks := make(chan struct{})

@@ -55,12 +55,16 @@ func newVolumes(n *Node, s *service) (*volumes, error) {
 		return nil, err
 	}
 	v := &volumes{n: n, s: s, group: g, dir: filepath.Join(n.dir.Path, "volumes"), told: make(chan struct{}), raws: map[uint64]*link.Raw{}, dials: map[cluster.MemberNo]bool{}}
-	err = n.m.On(func(c *core.Core) {
-		if f, ok := c.Facts(s.no); ok {
-			v.facts = f
+	return v, nil
+}
+
+// catchUp takes what the log says now. From when the service is known to the daemon, each change is told.
+func (v *volumes) catchUp() {
+	_ = v.n.m.On(func(c *core.Core) {
+		if f, ok := c.Facts(v.s.no); ok {
+			v.SetFacts(f)
 		}
 	})
-	return v, err
 }
 
 // changed wakes those that wait. mu is held.
