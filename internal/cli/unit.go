@@ -31,7 +31,7 @@ func (u Unit) Text() string {
 	p("StartLimitIntervalSec=0")
 	p("")
 	p("[Service]")
-	p("Type=exec")
+	p("Type=notify")
 	p("ExecStart=%s", strings.Join(quoted(u.Exec), " "))
 	p("Restart=always")
 	p("RestartSec=1")

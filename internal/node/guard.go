@@ -43,8 +43,16 @@ func (n *Node) startGuard() error {
 	return nil
 }
 
+// guardGroup is the cgroup of the guard, beside those of the services (no service can have this name): the next run of the daemon finds one that was left there.
+const guardGroup = "@guard"
+
 func (n *Node) guardConfig() guard.Config {
-	return guard.Config{Log: n.log, Events: func(e guard.Event) { n.log.Warn("guard", "event", e) }}
+	g, err := n.root.Group(guardGroup)
+	if err != nil {
+		n.log.Warn("the guard gets no cgroup of its own: a later run of the daemon will not find it", "err", err)
+		g = nil
+	}
+	return guard.Config{Log: n.log, Group: g, Events: func(e guard.Event) { n.log.Warn("guard", "event", e) }}
 }
 
 func (n *Node) setGuard(g *guard.Guard) {
