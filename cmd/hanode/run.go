@@ -28,6 +28,7 @@ stderr.`,
 	cmd.Flags().StringVar(&o.DataDir, "data", dataDir, "state directory")
 	cmd.Flags().StringVar(&o.Group, "group", api.DefaultGroup, "group of the operators")
 	cmd.Flags().StringVar(&o.Metrics, "metrics", "", "loopback address, as 127.0.0.1:9743, on which HTTP serves /metrics for Prometheus; the socket always does")
+	cmd.Flags().StringVar(&o.Health, "health", "", "address, as 127.0.0.1:9744, on which HTTP answers read-only: /service/NAME/active and /standby (200 or 503), /status, /metrics")
 	cmd.Flags().StringVar(&o.level, "log", "info", "debug, info, warn or error")
 	return cmd
 }

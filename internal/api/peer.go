@@ -19,6 +19,7 @@ import (
 type peer struct {
 	who    string // recorded with each order
 	member string // the member that passes requests on; "" on the Unix socket
+	role   role   // on the Unix socket
 	denied *Error // not nil: nothing may be asked
 }
 
@@ -45,7 +46,7 @@ func unixPeer(c net.Conn, group string) peer {
 	if cred.Uid != 0 && !inGroup(cred, groups, group) {
 		return peer{who: name, denied: notOperator(name, group)}
 	}
-	return peer{who: withLogin(name, cred)}
+	return peer{who: withLogin(name, cred), role: roleOf(cred.Uid, func(g string) bool { return inGroup(cred, groups, g) })}
 }
 
 func notOperator(name, group string) *Error {

@@ -139,6 +139,11 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			refuse(w, p.denied)
 			return
 		}
+		if e := forbidden(peerOf(r.Context()), r); e != nil {
+			s.cfg.Log.Warn("order refused", "path", r.URL.Path, "who", peerOf(r.Context()).who, "why", e.Why)
+			refuse(w, e)
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -60,6 +60,7 @@ type RunOptions struct {
 	DataDir string
 	Socket  string
 	Group   string // of the operators
+	Health  string // address for read-only HTTP; "": none
 	Metrics string // loopback address for HTTP GET /metrics; "": none
 	Log     *slog.Logger
 	Version Version

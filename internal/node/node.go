@@ -41,6 +41,7 @@ type Config struct {
 	Group   string // of the operators on the socket
 	Version string
 	Metrics string // loopback address on which HTTP serves the figures for Prometheus; "": the socket only
+	Health  string // address on which HTTP answers load balancers and monitoring, read-only; "": none
 	Log     *slog.Logger
 	// GateForm forces a form of the kernel's gate; empty: the best that works.
 	GateForm gate.Form
@@ -192,6 +193,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.saveStatus(gctx) })
 	g.Go(func() error { return n.watchHealth(gctx) })
 	g.Go(func() error { return n.serveMetrics(gctx) })
+	g.Go(func() error { return n.serveHealth(gctx) })
 	g.Go(func() error { return n.examine(gctx) })
 	g.Go(func() error { return member.Notify(ctx, n.m) })
 	g.Go(func() error { return n.alerts.Run(gctx) })

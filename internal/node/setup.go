@@ -50,13 +50,16 @@ func Run(ctx context.Context, o api.RunOptions) error {
 	if err := checkMetrics(o.Metrics); err != nil {
 		return api.Errorf(api.CodeUsage, "%v", err)
 	}
+	if err := checkHealth(o.Health); err != nil {
+		return api.Errorf(api.CodeUsage, "%v", err)
+	}
 	switch forked, err := member.FinishRecover(o.DataDir); {
 	case err != nil:
 		return api.Errorf(api.CodeFailed, "%v", err)
 	case forked && o.Log != nil:
 		o.Log.Warn("the cluster was forked: this node is the only member of a new one")
 	}
-	n, err := New(Config{DataDir: o.DataDir, Socket: o.Socket, Group: o.Group, Version: o.Version.Version, Log: o.Log, Metrics: o.Metrics})
+	n, err := New(Config{Health: o.Health, DataDir: o.DataDir, Socket: o.Socket, Group: o.Group, Version: o.Version.Version, Log: o.Log, Metrics: o.Metrics})
 	if err != nil {
 		return api.Errorf(api.CodeFailed, "%v", err)
 	}
