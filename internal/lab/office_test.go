@@ -112,6 +112,9 @@ func (o *office) tries(host, line string) (string, int) {
 	o.count++
 	o.typed[line] = true
 	out, exit := o.sh(host, strings.ReplaceAll(line, "TOKEN", o.token))
+	if exit == 2 && strings.Contains(out, "add --yes") { // a person would be asked, and says yes
+		out, exit = o.sh(host, strings.ReplaceAll(line, "TOKEN", o.token)+" --yes")
+	}
 	if t := tokenRE.FindString(out); t != "" {
 		o.token = t
 	}
