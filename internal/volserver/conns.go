@@ -38,6 +38,7 @@ type streamConn struct {
 	net.Conn
 	c    *conns
 	id   uint64
+	peer cluster.MemberNo
 	raw  *net.TCPConn
 	once sync.Once
 }
@@ -150,7 +151,7 @@ func (c *conns) greet(k Conn, raw *net.TCPConn) error {
 	if p := tc.ConnectionState().NegotiatedProtocol; p != string(link.Stream) {
 		return fmt.Errorf("the other side speaks %q and not the channel %s", p, link.Stream)
 	}
-	s := &streamConn{Conn: tc, c: c, id: k.ID, raw: raw}
+	s := &streamConn{Conn: tc, c: c, id: k.ID, peer: who.Member, raw: raw}
 	c.mu.Lock()
 	c.open[s] = struct{}{}
 	c.mu.Unlock()
@@ -187,6 +188,19 @@ func (c *conns) down(id uint64) {
 		if s.id == id && id != 0 {
 			s.raw.SetLinger(0)
 			s.raw.Close() // readers and writers return, and close it
+		}
+	}
+}
+
+// left gives up the connections to copies that the log no longer calls in sync: one that does not take what is sent would hold the others' writes
+// back until its time is over. It connects again, and catches up.
+func (c *conns) left(out cluster.MemberSet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.open {
+		if out.Has(s.peer) {
+			s.raw.SetLinger(0)
+			s.raw.Close()
 		}
 	}
 }

@@ -230,9 +230,13 @@ func (h *host) begin(m message) bool {
 
 func (h *host) setFacts(f Facts) {
 	h.mu.Lock()
+	was := h.facts
 	h.facts = f
 	h.mu.Unlock()
 	h.eng.SetFacts(f)
+	if out := was.InSync &^ f.InSync; out != 0 && was.Epoch == f.Epoch && f.Holder == h.start.Self {
+		h.conns.left(out)
+	}
 }
 
 // Facts is what the log says, as last told.
