@@ -242,7 +242,15 @@ func (v *volumes) launch(ctx context.Context) (*volserver.Server, error) {
 	if err := v.keep(k); err != nil {
 		return nil, err
 	}
-	start := volserver.Start{Cluster: v.n.dir.Identity.ClusterID, Service: v.s.name, No: v.s.no, Self: volserver.Run{Member: f.Self.Node, Inc: f.Self.Inc}, Name: v.n.dir.Identity.Name,
+	data := v.n.dir.Identity.ClusterID
+	if err := v.n.m.On(func(c *core.Core) {
+		if was := c.State().Was; len(was) > 0 {
+			data = was[0] // the copies were made before the cluster was forked
+		}
+	}); err != nil {
+		return nil, err
+	}
+	start := volserver.Start{Cluster: v.n.dir.Identity.ClusterID, Data: data, Service: v.s.name, No: v.s.no, Self: volserver.Run{Member: f.Self.Node, Inc: f.Self.Inc}, Name: v.n.dir.Identity.Name,
 		PKI: v.n.dir.Path, Boot: bootID(), AloneDisk: v.s.spec.AloneAck != "memory", Volumes: v.s.spec.Volumes, Facts: wireFacts(f)}
 	start.Make = v.mayMake(k, f)
 	srv, ready, err := volserver.Launch(ctx, volserver.Config{Group: v.group, Page: v.s.page.File(), Log: v.n.log, Start: start, Events: v.events()})

@@ -13,7 +13,7 @@ import (
 
 // header is the identity of the i-th volume's backing directory.
 func (s *Start) header(i int) journal.Header {
-	return journal.Header{Cluster: s.Cluster, Service: s.Service, Volume: s.Volumes[i].Name, Number: uint8(i + 1)}
+	return journal.Header{Cluster: s.Data, Service: s.Service, Volume: s.Volumes[i].Name, Number: uint8(i + 1)}
 }
 
 // prepare makes sure that every backing directory is this volume's, and makes those that may be made. It says whether it made any.
@@ -75,9 +75,9 @@ func untouched(dir string) (bool, error) {
 // loadState reads what the copy knows of itself. A copy whose state is missing although its journal is not empty is not trusted.
 func (s *Start) loadState(j *journal.Journal, made bool) (journal.State, error) {
 	dir := s.Volumes[0].Backing
-	st, err := journal.LoadState(disk.OS{}, dir, s.Cluster)
+	st, err := journal.LoadState(disk.OS{}, dir, s.Data)
 	if errors.Is(err, journal.ErrNoState) {
-		st = journal.State{Cluster: s.Cluster, Boot: s.Boot, Clean: true}
+		st = journal.State{Cluster: s.Data, Boot: s.Boot, Clean: true}
 		if !made || j.Last().Seq > 0 {
 			st.Inconsistent, st.Why = true, "its file `state` is missing"
 		}
@@ -103,7 +103,7 @@ func (w *works) distrust(why string) error {
 	w.Fence(why)
 	w.Abort()
 	dir := w.start.Volumes[0].Backing
-	st, err := journal.LoadState(disk.OS{}, dir, w.start.Cluster)
+	st, err := journal.LoadState(disk.OS{}, dir, w.start.Data)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (w *works) Open(ctx context.Context) (ready Ready, err error) {
 	}
 	first := s.Volumes[0]
 	var found journal.Recovered
-	w.journal, found, err = journal.Open(filepath.Join(first.Backing, "journal"), disk.OS{}, journal.Limits{Cluster: s.Cluster, Service: s.Service, Size: first.JournalSize})
+	w.journal, found, err = journal.Open(filepath.Join(first.Backing, "journal"), disk.OS{}, journal.Limits{Cluster: s.Data, Service: s.Service, Size: first.JournalSize})
 	if err != nil {
 		return ready, err
 	}

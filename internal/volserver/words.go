@@ -23,6 +23,7 @@ type Peer struct {
 // Start is what a volume server is for. It is told once.
 type Start struct {
 	Cluster   string               `json:"cluster"`
+	Data      string               `json:"data"` // the cluster id that the copies carry: the first one, where the cluster was forked by recover
 	Service   string               `json:"service"`
 	No        cluster.ServiceNo    `json:"no"`
 	Self      Run                  `json:"self"`
