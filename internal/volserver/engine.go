@@ -338,7 +338,7 @@ func (w *works) Close(context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (w *works) AddConn(_ cluster.MemberNo, c net.Conn, _ bool) { w.stream.AddConn(c) }
+func (w *works) AddConn(p cluster.MemberNo, c net.Conn, _ bool) { w.stream.AddConn(p, c) }
 
 func (w *works) Order(ctx context.Context, o Order) (json.RawMessage, error) {
 	if o.What == "distrust" {

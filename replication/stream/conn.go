@@ -85,8 +85,9 @@ func (w *wire) refuse(r refusal) {
 	}
 }
 
-// AddConn takes a connection to another copy, after TLS. The connection is the stream's, whatever comes of it.
-func (s *Stream) AddConn(conn net.Conn) {
+// AddConn takes a connection to another copy, after TLS. The connection is the stream's, whatever comes of it. from is the member that TLS has
+// authenticated: one that says it is another one is refused. 0: whoever it says (tests without TLS).
+func (s *Stream) AddConn(from cluster.MemberNo, conn net.Conn) {
 	<-s.running
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,14 +105,14 @@ func (s *Stream) AddConn(conn net.Conn) {
 			s.mu.Unlock()
 			s.changed()
 		}()
-		if err := s.session(s.ctx, conn); err != nil && s.ctx.Err() == nil {
+		if err := s.session(s.ctx, from, conn); err != nil && s.ctx.Err() == nil {
 			s.c.Log.Info("a connection of the stream has ended", "peer", conn.RemoteAddr(), "why", err)
 		}
 	})
 }
 
 // session is one connection from its hellos to its end.
-func (s *Stream) session(ctx context.Context, conn net.Conn) error {
+func (s *Stream) session(ctx context.Context, from cluster.MemberNo, conn net.Conn) error {
 	w := newWire(conn, s.lately)
 	mine := s.hello()
 	b, err := control(frameHello, mine.Epoch, mine.Gen, mine)
@@ -133,6 +134,9 @@ func (s *Stream) session(ctx context.Context, conn net.Conn) error {
 		return s.refusedBy(w, h)
 	default:
 		err = fmt.Errorf("%w: it begins with type %d", errFrame, h.typ)
+	}
+	if err == nil && from != 0 && peer.Run.Member != from {
+		err = fmt.Errorf("it says that it is member %d, and its certificate is that of member %d", peer.Run.Member, from)
 	}
 	if err == nil {
 		err = s.fits(&peer)

@@ -127,7 +127,7 @@ func childMain(dir string) error {
 			if err != nil {
 				return
 			}
-			c.s.AddConn(conn)
+			c.s.AddConn(0, conn)
 		}
 	}()
 	c.say("listening %s", l.Addr())
@@ -143,7 +143,7 @@ func childMain(dir string) error {
 		case "conn":
 			go func() {
 				if conn, err := net.DialTimeout("tcp", o.Addr, time.Second); err == nil {
-					c.s.AddConn(conn)
+					c.s.AddConn(0, conn)
 				}
 			}()
 		case "lead":

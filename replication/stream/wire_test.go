@@ -48,7 +48,7 @@ func evil(t *testing.T, g *group, change func(*hello)) (net.Conn, hello) {
 	t.Helper()
 	n := g.nodes[1]
 	a, b := tcpPair()
-	go n.s.AddConn(b)
+	go n.s.AddConn(0, b)
 	t.Cleanup(func() { a.Close() })
 	h := g.nodes[0].s.hello()
 	h.Leads = true
@@ -207,7 +207,7 @@ func deaf(t *testing.T, g *group) {
 	h.Leads, h.Dirty = false, false
 	x, _ := control(frameHello, h.Epoch, h.Gen, h)
 	a.Write(x)
-	go g.nodes[0].s.AddConn(b)
+	go g.nodes[0].s.AddConn(0, b)
 	var head [frameHead]byte
 	for {
 		f, err := readHead(a, &head)
@@ -284,7 +284,7 @@ func TestAStandbyThatAcknowledgesWhatItWasNotSentIsDropped(t *testing.T) {
 	go func() { errs <- g.nodes[0].write(1, 10, 0, "waits") }()
 	eventually(t, "it waits", func() bool { return g.nodes[0].s.Status().Waiting == 1 })
 	a, b := tcpPair()
-	go g.nodes[0].s.AddConn(b)
+	go g.nodes[0].s.AddConn(0, b)
 	h := g.nodes[1].s.hello()
 	x, _ := control(frameHello, h.Epoch, h.Gen, h)
 	a.Write(x)
@@ -303,5 +303,29 @@ func TestAStandbyThatAcknowledgesWhatItWasNotSentIsDropped(t *testing.T) {
 	g.cutBetween(1, 2, false)
 	if err := <-errs; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestACopyThatSaysItIsAnotherMemberThanItsCertificateIsRefused(t *testing.T) {
+	g := newGroup(t, 2, replica.Sync)
+	g.lead(1)
+	g.awaitInSync(1, 2)
+	for _, c := range []struct {
+		from    cluster.MemberNo
+		refused bool
+	}{{3, true}, {1, false}} {
+		a, b := tcpPair()
+		t.Cleanup(func() { a.Close() })
+		go g.nodes[1].s.AddConn(c.from, b)
+		h := g.nodes[0].s.hello()
+		x, err := control(frameHello, h.Epoch, h.Gen, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Write(x)
+		a.(*net.TCPConn).CloseWrite()
+		if why, _ := readAll(t, a); strings.Contains(why, "its certificate is that of member 3") != c.refused {
+			t.Errorf("certificate of member %d, hello of member 1: %q", c.from, why)
+		}
 	}
 }

@@ -375,7 +375,7 @@ func (g *group) dial(from, to cluster.MemberNo) {
 			c.Close()
 			continue
 		}
-		go s.AddConn(c)
+		go s.AddConn(0, c)
 	}
 }
 
