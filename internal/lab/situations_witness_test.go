@@ -43,7 +43,7 @@ func witnessSituations() []situation {
 			p.unserved(dead, probe.Now())
 			st := p.ask(p.standby)
 			p.check(st.protection() == "down" && !st.Cluster.Quorum, "with the active and the witness dead %s says: %s", p.standby, st.describe())
-			p.refused(p.standby, 4, p.active+" cannot be reached", "failover", serviceName, "--to", p.standby, "--yes")
+			p.refused(p.standby, 4, "there is no quorum", "failover", serviceName, "--to", p.standby, "--yes")
 			p.must(p.revive(p.ctx, p.active))
 			p.servedBy(p.active, dead, 10*time.Second)
 			p.check(p.ask(p.active).epoch() > p.epoch+1, "the epoch is %d, and was %d before", p.ask(p.active).epoch(), p.epoch+1)

@@ -312,6 +312,9 @@ func (b backend) commit(ctx context.Context, cmd *state.Command) (state.Outcome,
 	o, err := b.n.m.Commit(ctx, cmd)
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded):
+		if e := b.noQuorum(); e != nil {
+			return o, e
+		}
 		return o, api.Errorf(api.CodeNoQuorum, "no leader took the order: %v", err)
 	case err != nil:
 		return o, api.Errorf(api.CodeNoQuorum, "%v", err)
@@ -323,6 +326,26 @@ func (b backend) commit(ctx context.Context, cmd *state.Command) (state.Outcome,
 	defer cancel()
 	b.n.news.wait(wait, func() bool { return b.n.news.reached(o.Index) })
 	return o, nil
+}
+
+// noQuorum says why no order can be recorded, and what leads out; nil: a majority is heard.
+func (b backend) noQuorum() error {
+	var heard, total, needed int
+	ok := true
+	var silent []string
+	if err := b.n.m.On(func(c *core.Core) {
+		heard, total, needed, ok = c.Quorum()
+		for i := range c.State().Members {
+			if m := &c.State().Members[i]; !m.Removed && m.No != c.Self() && !c.Alive(m.No) {
+				silent = append(silent, m.Name)
+			}
+		}
+	}); err != nil || ok {
+		return nil
+	}
+	who := strings.Join(silent, " and ")
+	return &api.Error{Code: api.CodeNoQuorum, What: "no order can be recorded: there is no quorum", Why: fmt.Sprintf("%d of %d votes are heard and %d are needed: %s cannot be reached", heard, total, needed, who),
+		Do: fmt.Sprintf("start %s again; what is gone for good is left behind by: hanode recover --keep %s", who, b.n.dir.Identity.Name)}
 }
 
 // serveAPI answers on the operators' socket and to other members.
