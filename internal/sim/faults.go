@@ -140,10 +140,21 @@ func (w *world) impair(h, o *host, d time.Duration) {
 		l.dup, l.late = w.rng.IntN(500), w.rng.IntN(200)
 	case 3: // flaps
 		for i := range 6 {
-			w.after(d*time.Duration(i)/6, func() { w.cut(h, o, d/12) })
+			w.after(d*time.Duration(i)/6, func() {
+				if !w.healed {
+					w.cut(h, o, d/12)
+				}
+			})
 		}
 	}
-	w.after(d*4, func() { c := l.cut; *l = was; l.cut = c })
+	w.after(d*4, func() {
+		if w.healed {
+			return // what was before may have been another fault, which is over by now
+		}
+		c := l.cut
+		*l = was
+		l.cut = c
+	})
 }
 
 func (w *world) crash(h *host, d time.Duration, power bool) {
