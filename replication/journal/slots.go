@@ -128,13 +128,15 @@ func (s *slots) write(lineage, applied, durable uint64) error {
 }
 
 // Checkpoint says that everything up to applied is in the backing trees, durably: redo begins behind it. Records up to there are made durable first, so
-// that a tree is never ahead of its journal. An older position than the last one changes nothing.
+// that a tree is never ahead of its journal. An older position than the last one changes nothing. Records are released up to the position of the checkpoint
+// before the last; the last one given again makes both say the same, so that everything up to it can go.
 func (j *Journal) Checkpoint(applied uint64) error {
 	j.ckmu.Lock()
 	defer j.ckmu.Unlock()
 	j.mu.Lock()
 	last, old := j.last.Seq, j.applied
 	err := j.broken
+	nothing := applied < old || applied == old && j.slots.before >= applied
 	if err == nil && applied > last {
 		err = fmt.Errorf("checkpoint at %d: the journal ends at %d", applied, last)
 	}
@@ -142,7 +144,7 @@ func (j *Journal) Checkpoint(applied uint64) error {
 		err = j.syncTo(applied)
 	}
 	j.mu.Unlock()
-	if err != nil || applied <= old {
+	if err != nil || nothing {
 		return err
 	}
 	return j.checkpoint(applied)

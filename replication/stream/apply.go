@@ -230,10 +230,14 @@ func (s *Stream) checkpoint() error {
 	skip := s.state.Inconsistent
 	s.mu.Unlock()
 	pos := s.appliedPosition()
-	if skip || pos <= s.c.Journal.Applied() {
+	applied := s.c.Journal.Applied()
+	if skip || pos < applied {
 		return nil
 	}
 	for _, v := range s.c.Volumes {
+		if pos == applied {
+			break // the same again, so that a full journal can let go of everything up to it
+		}
 		if err := v.Tree.Sync(); err != nil {
 			s.fail(err)
 			return err
