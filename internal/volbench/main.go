@@ -1,4 +1,4 @@
-// Program volbench measures what a replicated volume costs: local ext4, the file system of a volume without a standby (loopback), the volume in each
+// Command volbench measures what a replicated volume costs: local ext4, the file system of a volume without a standby (loopback), the volume in each
 // mode with a standby in another network namespace, and GlusterFS replica 2 where it is installed, on the same work in one run, beside the bare bounds of
 // network and disks. `make bench-volume` runs it; docs/benchmarks.md has its figures. It is no part of the product: nothing imports it.
 //
