@@ -199,7 +199,7 @@ func listen(s *stream.Stream, cidr string) error {
 			if err != nil {
 				return
 			}
-			s.AddConn(c)
+			s.AddConn(0, c)
 		}
 	}()
 	return nil
@@ -213,7 +213,7 @@ func dial(s *stream.Stream, peer string) {
 	for range 200 {
 		c, err := tls.Dial("tcp", net.JoinHostPort(peer, port), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
 		if err == nil {
-			s.AddConn(c)
+			s.AddConn(0, c)
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
